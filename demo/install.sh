@@ -26,11 +26,15 @@ packages+=(bind9-dnsutils)
 vsock_device_version=0.3.0
 tools=$top/target/tools
 
+# What holds the metrics of a test's roles against Prometheus' rules. Of Debian's package only this program: it would start a server.
+promtool=$tools/bin/promtool
+
 main() {
     [ "$(id -u)" -eq 0 ] || die "only root can install packages" "try it with sudo"
     find_rust
     install_packages
     install_vsock_device
+    install_promtool
 }
 
 find_rust() {
@@ -94,6 +98,24 @@ install_vsock_device() {
     # A node looks for it beside its own program.
     mkdir -p "$top/target/release"
     ln -sfn ../tools/bin/vhost-device-vsock "$top/target/release/vhost-device-vsock"
+}
+
+install_promtool() {
+    [ ! -x "$promtool" ] || return 0
+    say "fetching promtool"
+    local folder=$top/target/promtool
+    rm -rf "$folder" && mkdir -p "$folder" "$tools/bin"
+    {
+        cd "$folder"
+        apt-get download -q prometheus || { apt-get update -q && apt-get download -q prometheus; }
+        dpkg-deb --extract prometheus_*.deb .
+        mv usr/bin/promtool "$promtool"
+        cd "$top"
+    } >>"$top/target/apt.log" 2>&1 || {
+        tail -n 15 "$top/target/apt.log" >&2
+        die "could not fetch the package prometheus" "the log: target/apt.log" "is the network there? are Debian's sources in /etc/apt?"
+    }
+    rm -rf "$folder"
 }
 
 mkdir -p "$top/target"

@@ -7,7 +7,7 @@
 //! - [`blocking`]: async code does not wait for a disk.
 //! - [`glossary`]: the words that CONTRIBUTING.md's glossary replaced are gone.
 //! - [`documents`]: documents name files and tests that exist, and ADRs are amended at their end.
-//! - Here: source files are small, and nothing unfinished is committed.
+//! - Here: source files are small, nothing unfinished is committed, and the mutations of the simulation apply.
 
 #![allow(
     clippy::case_sensitive_file_extension_comparisons,
@@ -67,6 +67,7 @@ pub(crate) fn tidy(root: &Path) -> Result<()> {
     blocking::check(&sources, &mut findings)?;
     glossary::check(&sources, &mut findings);
     documents::check(root, &sources, &mut findings);
+    check_mutations(root, &sources, &mut findings)?;
     for source in sources.iter().filter(|source| source.path.ends_with(".rs")) {
         check_source(&source.path, &source.text, &mut findings);
     }
@@ -95,6 +96,24 @@ fn committed_files(root: &Path) -> Result<Vec<String>> {
         .lines()
         .map(str::to_owned)
         .collect())
+}
+
+/// The mutations of the simulation apply to the sources as they are: one that does not is noticed here, not when all are run.
+fn check_mutations(root: &Path, sources: &[Source], findings: &mut Vec<String>) -> Result<()> {
+    let patches = sources.iter().map(|source| source.path.as_str());
+    for patch in patches.filter(|path| path.ends_with(".patch")) {
+        let mut git = Command::new("git");
+        let checked = git
+            .args(["apply", "--check", patch])
+            .current_dir(root)
+            .output();
+        let checked = checked.with_context(|| format!("cannot run git for {patch}"))?;
+        if !checked.status.success() {
+            let why = String::from_utf8_lossy(&checked.stderr);
+            findings.push(format!("{patch}: does not apply: {}", why.trim()));
+        }
+    }
+    Ok(())
 }
 
 fn check_source(file: &str, text: &str, findings: &mut Vec<String>) {

@@ -1,6 +1,7 @@
 //! The client: how it is made, and how it sends a request and reads the answer. Its calls are in [`member`] and [`user`],
 //! by kind of caller.
 
+mod access;
 mod member;
 mod user;
 
@@ -9,13 +10,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use api::enrollment::{EnrollRequest, EnrollResponse};
-use api::exec::EXEC_PROTOCOL;
 use api::protocol::{PROTOCOL_HEADER, PROTOCOL_VERSION};
-use api::{ApiError, error_code, paths};
+use api::user::Paged;
+use api::{ApiError, IDEMPOTENCY_KEY, error_code, paths};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use guest_protocol::Frame;
-use reqwest::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use model::OrgName;
+use reqwest::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, LINK, UPGRADE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::RootCertStore;
 use rustls::client::WantsClientCert;
@@ -59,6 +61,8 @@ pub struct ApiClient {
     /// Shared by clones: a member's are others once it has another certificate.
     clients: Arc<RwLock<Clients>>,
     token: Option<String>,
+    /// The org of apps that its calls make.
+    org: Option<OrgName>,
 }
 
 /// What makes the connections.
@@ -128,6 +132,20 @@ impl ApiClient {
         Self::new(&config.server, tls, Some(config.token.clone()), false)
     }
 
+    /// A user who knows nothing of the cluster but what a token says. The server is checked by `verifier`, which is
+    /// `identity::pinned_root` of the fingerprint in the token.
+    pub fn first_user(
+        server_url: &str,
+        verifier: Arc<dyn ServerCertVerifier>,
+        token: String,
+    ) -> Result<Self, ClientError> {
+        let tls = tls_builder(server_url)?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        Self::new(server_url, tls, Some(token), false)
+    }
+
     /// A node or an edge, by the certificate it got when it enrolled and the key it made.
     pub fn member(
         server_url: &str,
@@ -186,7 +204,14 @@ impl ApiClient {
             servers: Arc::new(servers),
             clients: Arc::new(RwLock::new(Clients::new(server_url, tls, h2)?)),
             token,
+            org: None,
         })
+    }
+
+    /// Apps that this client makes are of this org; of an app that is there it has to be the owner. Absent: the server chooses.
+    #[must_use]
+    pub fn in_org(self, org: Option<OrgName>) -> Self {
+        Self { org, ..self }
     }
 
     fn clients(&self) -> Clients {
@@ -294,13 +319,15 @@ impl ApiClient {
             *request.url_mut() = url;
             // A body that streams is sent once.
             let again = request.try_clone();
+            // Made twice it does the same.
             let is_read = request.method() == Method::GET;
+            let is_idempotent = is_read || request.headers().contains_key(IDEMPOTENCY_KEY);
             match client.execute(request).await {
                 Ok(response) if self.token.is_some() => {
                     let (response, code) = self.with_code(operation, response).await?;
                     let may_repeat = match code.as_deref() {
                         Some(error_code::NO_LEADER) => true,
-                        Some(error_code::LEADER_CHANGED) => is_read,
+                        Some(error_code::LEADER_CHANGED) => is_idempotent,
                         _ => false,
                     };
                     match again {
@@ -320,6 +347,16 @@ impl ApiClient {
                         // The server has seen nothing of it.
                         Some(again) if error.is_connect() && others > 0 => {
                             others -= 1;
+                            request = again;
+                        }
+                        // The server may have done it, and was stopped before it could say so.
+                        Some(again)
+                            if is_idempotent
+                                && !is_read
+                                && !error.is_timeout()
+                                && began.elapsed() < LEADER_PATIENCE =>
+                        {
+                            tokio::time::sleep(LEADER_PAUSE).await;
                             request = again;
                         }
                         Some(again)
@@ -353,15 +390,16 @@ impl ApiClient {
         Ok((same.map(|()| body).into(), error.map(|error| error.code)))
     }
 
-    /// Asks for exec frames instead of HTTP from here on.
+    /// Asks for frames of a protocol instead of HTTP from here on.
     async fn upgrade<Heard: Frame>(
         &self,
         operation: &'static str,
+        protocol: &'static str,
         request: RequestBuilder,
     ) -> Result<ExecStream<Heard>, ClientError> {
         let request = request
             .header(CONNECTION, "upgrade")
-            .header(UPGRADE, EXEC_PROTOCOL);
+            .header(UPGRADE, protocol);
         let sending = self.send(operation, request, REQUEST_TIMEOUT);
         let timed_out = |_| ClientError::TimedOut {
             operation,
@@ -432,6 +470,29 @@ impl ApiClient {
             body.extend_from_slice(&chunk);
         }
         Ok(body.freeze())
+    }
+
+    /// Every row of a list, page by page.
+    async fn pages<T: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        path: &str,
+        query: &impl Paged,
+    ) -> Result<Vec<T>, ClientError> {
+        let mut rows = Vec::new();
+        let mut request = self.get(path).query(query);
+        loop {
+            let page = request.timeout(REQUEST_TIMEOUT);
+            let response = self.send(operation, page, REQUEST_TIMEOUT).await?;
+            let response = self.accepted(operation, response).await?;
+            let next = next_page(response.headers());
+            let page: Vec<T> = self.parsed(operation, response, REQUEST_TIMEOUT).await?;
+            // A page without rows leads nowhere.
+            let next = next.filter(|_| !page.is_empty());
+            rows.extend(page);
+            let Some(next) = next else { return Ok(rows) };
+            request = self.get(path).query(&next);
+        }
     }
 
     async fn parsed<T: DeserializeOwned>(
@@ -555,4 +616,39 @@ fn member_tls(
     with_root(server_url, ca_pem)?
         .with_client_auth_cert(chain, key)
         .map_err(|e| setup(format!("the client certificate and key: {e}")))
+}
+
+/// A name for one call, which no other has.
+fn random_key() -> String {
+    use std::fmt::Write as _;
+
+    let mut bytes = [0; 16];
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let mut text = String::new();
+    if provider.secure_random.fill(&mut bytes).is_ok() {
+        for byte in bytes {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+    }
+    text
+}
+
+/// The query of the next page of a list, where its header names one (RFC 8288).
+fn next_page(headers: &HeaderMap) -> Option<Vec<(String, String)>> {
+    let links = headers.get_all(LINK).iter();
+    let links = links.filter_map(|value| value.to_str().ok());
+    let next = links.flat_map(|value| value.split(", ")).find_map(|link| {
+        let (target, rest) = link.trim().strip_prefix('<')?.split_once('>')?;
+        rest.contains("rel=\"next\"").then_some(target)
+    })?;
+    // The server may name itself otherwise than it is reached.
+    let base = Url::parse("https://list").ok()?;
+    let url = base.join(next).ok()?;
+    let pairs = url.query_pairs();
+    Some(
+        pairs
+            .map(|(name, value)| (name.into_owned(), value.into_owned()))
+            .collect(),
+    )
 }

@@ -18,6 +18,7 @@ mod client;
 mod config;
 mod error;
 mod exec;
+mod forward;
 mod logs;
 
 pub use client::{
@@ -26,4 +27,5 @@ pub use client::{
 pub use config::{ClientConfig, ConfigError};
 pub use error::ClientError;
 pub use exec::{ExecReader, ExecStream, ExecWriter, NodeExec, UserExec};
+pub use forward::{ForwardStream, carry};
 pub use logs::LogStream;

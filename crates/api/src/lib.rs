@@ -5,19 +5,25 @@
 //!   fetch their whole desired state by long poll, and report.
 //! - [`member`]: what nodes and edges have in common: who they are, by which key, and who the others are.
 //! - [`enrollment`]: the holder of a one-time enrollment token, for one call.
+//! - [`event`]: what changed in the cluster.
+//! - [`why`]: why something is as it is.
 //! - [`exec`]: what travels on an exec stream, between a user and a guest.
+//! - [`forward`]: what travels on a forward stream, between a user's machine and a port of an instance.
 //!
 //! Requests of members name their [`protocol`] version. Messages between members and the server ignore unknown fields
 //! on receipt; requests of users do not.
 
 pub mod edge;
 pub mod enrollment;
+pub mod event;
 pub mod exec;
+pub mod forward;
 pub mod member;
 pub mod node;
 pub mod protocol;
 mod unreadable;
 pub mod user;
+pub mod why;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,13 +52,13 @@ pub mod paths {
     /// GET, a node: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::node::DesiredState`], or 204 when nothing
     /// newer came within the wait.
     pub const NODE_DESIRED: &str = "/v1/node/desired";
-    /// POST, a node: [`crate::node::ReportDelta`] -> [`crate::node::ReportAnswer`]; of protocol version 2
-    /// [`crate::node::NodeReport`] -> 204.
+    /// POST, a node: [`crate::node::ReportDelta`] -> [`crate::node::ReportAnswer`].
     pub const NODE_REPORT: &str = "/v1/node/report";
     /// GET, a node: `?wait_ms=N` -> `Vec<StreamRequest>`: streams it is asked to open.
     pub const NODE_STREAMS: &str = "/v1/node/streams";
     /// POST, a node: the body is the stream: lines of JSON ([`crate::node::LogLine`]), or one answer of
-    /// [`crate::node::StreamWanted`]. GET with an upgrade to [`crate::exec::EXEC_PROTOCOL`], for a command.
+    /// [`crate::node::StreamWanted`]. GET with an upgrade to [`crate::exec::EXEC_PROTOCOL`], for a command, or
+    /// to [`crate::forward::FORWARD_PROTOCOL`], for a connection.
     pub const NODE_STREAM: &str = "/v1/node/streams/{stream}";
     /// POST, a node: [`crate::node::StreamRefused`]: the node cannot open a stream that it was asked for.
     pub const NODE_STREAM_REFUSED: &str = "/v1/node/streams/{stream}/refused";
@@ -73,6 +79,24 @@ pub mod paths {
     pub const TOKENS: &str = "/v1/tokens";
     /// DELETE, a user: the token, by its id, lets nobody in any more.
     pub const TOKEN: &str = "/v1/tokens/{token}";
+    /// GET, a user -> [`crate::user::WhoAmI`].
+    pub const WHOAMI: &str = "/v1/whoami";
+    /// GET, a user -> `Vec<OrgRow>`: those that the caller has a role in. POST [`crate::user::CreateOrgRequest`] -> [`crate::user::OrgRow`].
+    pub const ORGS: &str = "/v1/orgs";
+    /// DELETE, a user: removes an org that has no app.
+    pub const ORG: &str = "/v1/orgs/{org}";
+    /// GET, a user -> `Vec<AppRow>`: those of the caller's orgs.
+    pub const APPS: &str = "/v1/apps";
+    /// PUT, a user: [`crate::user::MoveAppRequest`] -> 204: another org owns the app. DELETE: frees the name of an app that has nothing.
+    pub const APP: &str = "/v1/apps/{app}";
+    /// GET, a user -> `Vec<UserRow>`: those that the caller sees.
+    pub const USERS: &str = "/v1/users";
+    /// PUT, a user: [`crate::user::GrantRequest`] -> 204: gives a user a role, or takes it. DELETE: removes the user.
+    pub const USER: &str = "/v1/users/{user}";
+    /// GET, a user: `?user=` -> `Vec<UserTokenRow>`. POST [`crate::user::CreateUserTokenRequest`] -> [`crate::user::CreateUserTokenResponse`].
+    pub const USER_TOKENS: &str = "/v1/user-tokens";
+    /// DELETE, a user: the token, by its id, lets nobody in any more.
+    pub const USER_TOKEN: &str = "/v1/user-tokens/{token}";
     /// GET, a user -> [`crate::user::CaRow`]. POST [`crate::user::RotateCaRequest`] -> [`crate::user::CaRow`].
     pub const CA: &str = "/v1/ca";
     /// GET, a user -> `Vec<EdgeRow>`.
@@ -98,6 +122,8 @@ pub mod paths {
     /// PUT, users: whether the node takes instances: [`SchedulingRequest`](super::user::SchedulingRequest) ->
     /// [`NodeRow`](super::user::NodeRow).
     pub const NODE_SCHEDULING: &str = "/v1/nodes/{node}/scheduling";
+    /// PUT, users: whose apps the node runs: [`NodeOrgRequest`](super::user::NodeOrgRequest) -> 204.
+    pub const NODE_ORG: &str = "/v1/nodes/{node}/org";
     /// PATCH, users: sets and removes labels of the node: [`LabelsRequest`](super::user::LabelsRequest) -> 204.
     pub const NODE_LABELS: &str = "/v1/nodes/{node}/labels";
     /// POST, users: the node is to stop instances that it runs and the store does not know:
@@ -114,6 +140,18 @@ pub mod paths {
     /// GET, a user, with an upgrade to [`crate::exec::EXEC_PROTOCOL`] and
     /// [`crate::user::ExecQuery`] -> 101, then frames both ways.
     pub const EXEC: &str = "/v1/instances/{instance}/exec";
+    /// POST, a user: [`crate::user::DeployRequest`] -> [`crate::user::PlanResponse`]: what a deploy would do. Nothing of it is done.
+    pub const PLAN: &str = "/v1/apps/{app}/envs/{env}/plan";
+    /// POST, a user: [`crate::user::RunRequest`] -> [`crate::user::RunResponse`]: a command in an instance of its own.
+    pub const RUNS: &str = "/v1/apps/{app}/envs/{env}/runs";
+    /// GET, a user, with an upgrade to [`crate::exec::EXEC_PROTOCOL`] and [`crate::user::AttachQuery`] -> 101, then frames both ways: the
+    /// command that the instance was made for.
+    pub const ATTACH: &str = "/v1/instances/{instance}/attach";
+    /// DELETE, a user: end the command that the instance was made for.
+    pub const RUN: &str = "/v1/runs/{instance}";
+    /// GET, a user, with an upgrade to [`crate::forward::FORWARD_PROTOCOL`] -> 101, then frames both ways: one TCP connection to a port
+    /// of the instance.
+    pub const FORWARD: &str = "/v1/instances/{instance}/forward/{port}";
     /// POST, a user: [`crate::user::SignalRequest`].
     pub const SIGNAL: &str = "/v1/instances/{instance}/signal";
     /// GET, a user: `?app=&env=` -> `Vec<StatsRow>`.
@@ -127,17 +165,32 @@ pub mod paths {
     /// POST, a user: nothing -> [`crate::user::DeployResponse`]: a new release as the wanted one, with the
     /// newest versions of its secret bundles.
     pub const REDEPLOY: &str = "/v1/apps/{app}/envs/{env}/redeploy";
+    /// GET, a user -> `Vec<ReleaseRow>`, the newest first.
+    pub const RELEASES: &str = "/v1/apps/{app}/envs/{env}/releases";
+    /// POST, a user: [`crate::user::RollbackRequest`] -> [`crate::user::DeployResponse`]: a new release that is the same as an older one.
+    pub const ROLLBACK: &str = "/v1/apps/{app}/envs/{env}/rollback";
     /// GET, a user -> `Vec<SecretRow>`. The env need not exist yet.
     pub const SECRETS: &str = "/v1/apps/{app}/envs/{env}/secrets";
     /// POST, a user: [`crate::user::SetSecretsRequest`] -> [`crate::user::SecretRow`]. DELETE: delete the bundle.
     pub const SECRET: &str = "/v1/apps/{app}/envs/{env}/secrets/{bundle}";
     /// GET, a user: `?release=N&after=REVISION&wait_ms=N` -> [`crate::user::RolloutStatus`].
     pub const ROLLOUT: &str = "/v1/apps/{app}/envs/{env}/rollout";
+    /// GET, a user: [`crate::event::EventsQuery`] -> [`crate::event::EventPage`]: what changed, of what the caller sees.
+    pub const EVENTS: &str = "/v1/events";
+    /// GET, a user: [`crate::why::WhyQuery`] -> [`crate::why::Why`]: the story of an instance, a process type or a node.
+    pub const WHY: &str = "/v1/why";
     /// GET, a user: `?follow=&process=&instance=&tail=` -> lines of JSON ([`crate::node::LogLine`]).
     pub const LOGS: &str = "/v1/apps/{app}/envs/{env}/logs";
 }
 
 pub use unreadable::Unreadable;
+
+/// The header by which a caller names one call that makes a release, 1 to [`MAX_IDEMPOTENCY_KEY_BYTES`] visible ASCII characters
+/// (draft-ietf-httpapi-idempotency-key-header; its quotes may be left out). The same user's same call for the same env, made again because its answer
+/// was lost, is answered as the first time and makes nothing more, as long as the release is kept.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Longest [`IDEMPOTENCY_KEY`], in bytes.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 128;
 
 /// Longest long poll that a server grants, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;
@@ -179,4 +232,71 @@ pub struct ApiError {
     /// The same request may succeed after this time, in milliseconds: a registry asked for it. Absent: nothing is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+}
+
+/// The type of the body of every error (RFC 9457).
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// [`ApiError`] as it is sent: a problem (RFC 9457) with members of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// `urn:platform:problem:` and the code.
+    pub r#type: String,
+    /// What the status says, as HTTP calls it.
+    pub title: String,
+    /// The status.
+    pub status: u16,
+    /// [`ApiError::message`], which is there too, for callers of before.
+    pub detail: String,
+    /// The error.
+    #[serde(flatten)]
+    pub error: ApiError,
+}
+
+impl Problem {
+    /// The error, answered with this status.
+    pub fn new(status: u16, title: &str, error: ApiError) -> Self {
+        Self {
+            r#type: format!("urn:platform:problem:{}", error.code),
+            title: title.to_owned(),
+            status,
+            detail: error.message.clone(),
+            error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    const PAGE: &str = include_str!("../../../docs/api.md");
+
+    /// Of machines, by what they begin with.
+    const OF_MACHINES: [&str; 4] = ["/v1/enroll", "/v1/member", "/v1/node", "/v1/edge"];
+
+    #[test]
+    fn docs_api_md_names_every_call_of_users() {
+        let source = include_str!("lib.rs");
+        let paths = source.lines().filter_map(|line| {
+            let (_, path) = line.trim().split_once(": &str = \"/v1/")?;
+            path.strip_suffix("\";")
+        });
+        let mut count = 0;
+        for path in paths.map(|path| format!("/v1/{path}")) {
+            let is_of_machines = |begin: &&str| {
+                let rest = path.strip_prefix(*begin);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            if OF_MACHINES.iter().any(is_of_machines) {
+                continue;
+            }
+            count += 1;
+            let named = format!("`{path}`");
+            // `/v1/members/{member}/approve`, `/revoke`
+            let short = path.rsplit_once('/').map(|(_, last)| format!("`/{last}`"));
+            let is_named =
+                PAGE.contains(&named) || short.is_some_and(|short| PAGE.contains(&short));
+            assert!(is_named, "docs/api.md does not name {path}");
+        }
+        assert!(count > 30, "{count}");
+    }
 }

@@ -25,7 +25,7 @@ pub use report_bounds::{
     Exceeded, MAX_FAILURE_BYTES, MAX_MACHINE_BYTES, MAX_MACHINE_CPUS, MAX_REPORTED_IMAGES,
     MAX_REPORTED_INSTANCES, MAX_REPORTED_VOLUMES, MAX_TEXT_BYTES,
 };
-pub use report_delta::{AgentSession, ReportAnswer, ReportDelta, ReportMessage};
+pub use report_delta::{AgentSession, ReportAnswer, ReportDelta};
 
 /// Everything one node is to run. Whole, never a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,42 +126,25 @@ impl From<DesiredState> for DesiredStateJson {
     }
 }
 
-/// All that a node sees and does. It travels as a [`ReportDelta`]; agents of protocol version 2 send it as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// All that a node sees and does. It travels as a [`ReportDelta`].
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeReport {
     /// The generation of the desired state that it has applied (the observed generation).
-    #[serde(flatten)]
     pub generation: Generation,
     /// Which VMM driver it uses, and why.
     pub driver: DriverChoice,
     /// Whether its instances reach the internet; absent until it has looked.
-    #[serde(default)]
     pub egress: Option<EgressState>,
     /// What it has.
     pub hardware: Hardware,
-    /// Every instance it knows of, those to be stopped too. What cannot be read of a newer node's report is an instance
-    /// in [`InstanceState::Unknown`]: it is never taken for absent.
-    #[serde(deserialize_with = "reported_instances")]
+    /// Every instance it knows of, those to be stopped too.
     pub instances: Vec<InstanceReport>,
     /// Every volume whose disk it has.
-    #[serde(default)]
     pub volumes: Vec<VolumeId>,
     /// The highest env network of any instance that it knows of: a server whose store was restored gives none of those to another env.
-    #[serde(default, skip_serializing_if = "is_none")]
     pub highest_network: EnvNetwork,
-    /// The root disks in its cache, those last used first; at most [`MAX_REPORTED_IMAGES`]. Nothing is decided by them:
-    /// one that a newer node describes in another way is left out.
-    #[serde(default, deserialize_with = "readable")]
+    /// The root disks in its cache, those last used first; at most [`MAX_REPORTED_IMAGES`]. Nothing is decided by them.
     pub images: Vec<CachedImage>,
-}
-
-/// Network 0 is no env's.
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
-fn is_none(network: &EnvNetwork) -> bool {
-    *network == EnvNetwork::default()
 }
 
 fn reported_instances<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<InstanceReport>, D::Error> {
@@ -288,6 +271,13 @@ pub enum StreamWanted {
     Logs(LogsWanted),
     /// By GET with an upgrade: a command's streams.
     Exec(ExecWanted),
+    /// By GET with an upgrade: one TCP connection to a port of an instance ([`crate::forward`]).
+    Forward {
+        /// Of which instance.
+        instance: InstanceId,
+        /// Which port, from 1.
+        port: u16,
+    },
     /// By POST: `Vec<InstanceStats>`.
     Stats {
         /// Of which instances.
@@ -316,6 +306,10 @@ impl<'de> Deserialize<'de> for StreamWanted {
         enum Known {
             Logs(LogsWanted),
             Exec(ExecWanted),
+            Forward {
+                instance: InstanceId,
+                port: u16,
+            },
             Stats {
                 instances: Vec<InstanceId>,
             },
@@ -332,6 +326,7 @@ impl<'de> Deserialize<'de> for StreamWanted {
         Ok(match serde_json::from_value(json) {
             Ok(Known::Logs(wanted)) => Self::Logs(wanted),
             Ok(Known::Exec(wanted)) => Self::Exec(wanted),
+            Ok(Known::Forward { instance, port }) => Self::Forward { instance, port },
             Ok(Known::Stats { instances }) => Self::Stats { instances },
             Ok(Known::Signal { instance, signal }) => Self::Signal { instance, signal },
             Err(error) => Self::Unsupported {
@@ -383,7 +378,7 @@ pub struct LogLine {
 pub struct ExecWanted {
     /// In which instance.
     pub instance: InstanceId,
-    /// Program and arguments; at least one.
+    /// Program and arguments. Empty: the command that the instance was made for (`platform run`).
     pub command: Vec<String>,
     /// Rows and columns of a terminal; absent: pipes.
     pub terminal: Option<(u16, u16)>,

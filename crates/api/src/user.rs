@@ -3,8 +3,13 @@
 //! The server refuses fields of a request that it does not know: a misspelt one would be ignored otherwise. A client
 //! ignores fields of an answer that it does not know: the server may be newer.
 
+mod access;
+mod lists;
 mod network;
 mod network_doctor;
+mod plan;
+mod releases;
+mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -12,8 +17,8 @@ use std::net::Ipv6Addr;
 use guest_protocol::GuestStats;
 use model::instance::{ExitEvent, Runs};
 use model::{
-    Digest, EdgeId, EnvKey, InstanceId, LabelKey, LabelValue, NodeId, ProcessName, ReleaseNumber,
-    Timestamp, VolumeId,
+    Digest, EdgeId, EnvKey, InstanceId, LabelKey, LabelValue, NodeId, OrgName, ProcessName,
+    ReleaseNumber, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,10 +26,23 @@ use crate::enrollment::{EnrollRole, Hardware, Member};
 use crate::member::Approval;
 use crate::node::{CachedImage, DriverChoice, EgressState, InstanceReport, PullSecret};
 
+pub use access::{
+    AppRow, CreateOrgRequest, CreateUserTokenRequest, CreateUserTokenResponse, GrantRequest,
+    Grants, MAX_TOKEN_NOTE_BYTES, MAX_TOKENS_OF_A_USER, MAX_USER_TOKEN_SECONDS, MoveAppRequest,
+    NotARole, OrgRow, Role, UserRow, UserTokenRow, WhoAmI,
+};
+pub use lists::{
+    DEFAULT_PAGE, EnvsQuery, InstancesQuery, MAX_PAGE, NodesQuery, Paged, VolumesQuery,
+};
 pub use network::{NetworkMember, NetworkSettingsRequest, NetworkStatus, NetworkWarning};
 pub use network_doctor::{
     DiagnosedMember, DoctorRequest, FindingSeverity, MAX_DOCTOR_MEMBERS, MeasurementState,
     NetworkDiagnosis, NetworkFinding,
+};
+pub use plan::{ManifestChange, PlanResponse, PlannedPlace, PlannedProcess};
+pub use releases::{ReleaseRow, RollbackRequest};
+pub use run::{
+    AttachQuery, DEFAULT_COMMAND_LIFETIME_MS, MAX_COMMAND_LIFETIME_MS, RunRequest, RunResponse,
 };
 
 /// A root disk in a node's cache, for people.
@@ -122,6 +140,9 @@ pub struct CreateTokenRequest {
     /// open nothing from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<Member>,
+    /// The org whose apps the node runs, and no other's. Absent: every org's, or those of the node whose place the machine takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub org: Option<OrgName>,
     /// The server's URL that the token carries. Absent: the one that the server names itself by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
@@ -136,6 +157,7 @@ impl CreateTokenRequest {
             region: None,
             approve: false,
             replaces: None,
+            org: None,
             server: None,
         }
     }
@@ -172,6 +194,9 @@ pub struct TokenRow {
     /// Whose place the machine takes.
     #[serde(default)]
     pub replaces: Option<Member>,
+    /// The org whose apps the node runs, and no other's; absent: every org's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub org: Option<OrgName>,
     /// Who made it; absent: a server of a version before did.
     #[serde(default)]
     pub by: Option<String>,
@@ -431,6 +456,9 @@ pub struct NodeRow {
     /// Its labels, which process types may ask for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<LabelKey, LabelValue>,
+    /// The org whose apps it runs, and no other's; absent: every org's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub org: Option<OrgName>,
     /// Instances placed on it.
     pub instances: u32,
     /// What is promised to its instances and volumes; absent from a server that does not say.
@@ -499,6 +527,14 @@ pub enum Scheduling {
 pub struct SchedulingRequest {
     /// What is decided.
     pub scheduling: Scheduling,
+}
+
+/// Gives a node to an org, or to all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeOrgRequest {
+    /// The org whose apps it runs from now on, and no other's. Absent: every org's.
+    pub org: Option<OrgName>,
 }
 
 /// Sets and removes labels of a node.

@@ -8,8 +8,8 @@ use api::edge::RouteTable;
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::member::{Measurement, MeasurementRequest};
 use api::node::{
-    DesiredState, InstanceReport, LogLine, NodeReport, PullSecret, ReportAnswer, ReportDelta,
-    SignalAnswer, StreamRefused, StreamRequest, StreamWanted,
+    DesiredState, InstanceReport, LogLine, PullSecret, ReportAnswer, ReportDelta, SignalAnswer,
+    StreamRefused, StreamRequest, StreamWanted,
 };
 use api::user::{DeployRequest, RegistryLoginRequest, RolloutStatus};
 use model::Timestamp;
@@ -55,7 +55,6 @@ fn check<T: Serialize + DeserializeOwned>(recorded: &str) {
 #[test]
 fn messages_of_protocol_version_2_are_read_with_and_without_added_fields() {
     check::<DesiredState>(include_str!("fixtures/protocol_2/desired_state.json"));
-    check::<NodeReport>(include_str!("fixtures/protocol_2/node_report.json"));
     check::<RouteTable>(include_str!("fixtures/protocol_2/route_table.json"));
     check::<EnrollRequest>(include_str!("fixtures/protocol_2/enroll_request.json"));
     check::<EnrollResponse>(include_str!("fixtures/protocol_2/enroll_response.json"));
@@ -87,11 +86,11 @@ fn changed(recorded: &str, pointer: &str, value: Value) -> Value {
 
 #[test]
 fn an_instance_that_a_newer_node_reports_in_a_new_state_counts_as_neither_ready_nor_absent() {
-    let recorded = include_str!("fixtures/protocol_2/node_report.json");
+    let recorded = include_str!("fixtures/protocol_3/report_delta.json");
     let read = |pointer: &str, value: Value| {
-        serde_json::from_value::<NodeReport>(changed(recorded, pointer, value))
+        serde_json::from_value::<ReportDelta>(changed(recorded, pointer, value))
     };
-    let known: NodeReport = serde_json::from_str(recorded).unwrap();
+    let known: ReportDelta = serde_json::from_str(recorded).unwrap();
     // A state that is new, and a report whose other fields are: the other instances are as they were.
     for (pointer, value) in [
         ("/instances/0/state", json!("hibernated")),
@@ -118,7 +117,7 @@ fn an_instance_that_a_newer_node_reports_in_a_new_state_counts_as_neither_ready_
 #[test]
 fn the_state_of_an_instance_is_one_value_and_three_fields_of_json() {
     let recorded: Value =
-        serde_json::from_str(include_str!("fixtures/protocol_2/node_report.json")).unwrap();
+        serde_json::from_str(include_str!("fixtures/protocol_3/report_delta.json")).unwrap();
     let read = |state: &str, ready: bool, started_at: Option<u64>| {
         let mut report = recorded["instances"][0].clone();
         report["state"] = json!(state);

@@ -6,16 +6,13 @@ use std::path::Path;
 use api_client::ClientConfig;
 use blocking_work::blocking;
 use identity::UserToken;
-use model::Incarnation;
+use model::{Incarnation, UserName};
 use scheduler::cluster_state::ClusterSettings;
 use store::Store;
 
 use crate::clock::now;
 use crate::limits::DEFAULT_MTU;
 use crate::options::ServerError;
-
-/// The name of the first admin's token.
-const FIRST_ADMIN: &str = "admin";
 
 /// A new life of the store.
 pub(crate) fn new_incarnation() -> Result<Incarnation, ServerError> {
@@ -63,7 +60,7 @@ pub(crate) async fn write_client_config(
         Err(_) => None,
     };
     if let Some((config, token)) = known
-        && store.user_of_token(&token.secret_hash()).await?.is_some()
+        && store.user_token(&token.secret_hash()).await?.is_some()
     {
         if config.server != server || config.ca_pem != ca_pem {
             let config = ClientConfig {
@@ -77,7 +74,7 @@ pub(crate) async fn write_client_config(
     }
     let token = UserToken::generate()?;
     store
-        .add_user_token(&token.secret_hash(), FIRST_ADMIN, now())
+        .add_admin_token(&token.secret_hash(), &UserName::admin(), now())
         .await?;
     let config = ClientConfig {
         server: server.to_owned(),

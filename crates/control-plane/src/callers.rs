@@ -1,4 +1,4 @@
-//! The kinds of callers: a user by token, a node or an edge by certificate. A handler names the kind it serves by taking
+//! The kinds of callers: a user by token ([`crate::access`]), a node or an edge by certificate. A handler names the kind it serves by taking
 //! it as an argument; other callers never reach it. A member is served only when it speaks a protocol version that this
 //! server serves ([`api::protocol`]).
 
@@ -99,12 +99,6 @@ impl FromStr for ShownCertificate {
     }
 }
 
-/// A user with a token.
-#[derive(Debug)]
-pub(crate) struct User {
-    pub(crate) name: String,
-}
-
 /// A node with its certificate, and the protocol version that it speaks: one that is served.
 #[derive(Debug)]
 pub(crate) struct NodeCaller {
@@ -119,35 +113,12 @@ pub(crate) struct EdgeCaller {
     pub(crate) protocol: u32,
 }
 
-impl FromRequestParts<App> for User {
-    type Rejection = ApiFailure;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
-        let Some(header) = parts.headers.get(AUTHORIZATION) else {
-            return Err(match peer(parts) {
-                Some(peer) => {
-                    let member = peer.issued_to;
-                    forbidden(format!("this call is for users, not for {member}"))
-                }
-                None => unauthorized("this call needs a user's token")
-                    .hint("send `Authorization: Bearer pu1_..`; the first is in client.json"),
-            });
-        };
-        let unknown = || unauthorized("the user's token is not known to this cluster");
-        let hash = token_hash(header).ok_or_else(unknown)?;
-        match app.users.of_token(&hash).await? {
-            Some(name) => Ok(Self { name }),
-            None => Err(unknown().hint("is the client configuration of this cluster?")),
-        }
-    }
-}
-
 /// The hash of the user's token in a request's head, where there is one of its form.
 pub(crate) fn user_token(headers: &HeaderMap) -> Option<TokenHash> {
     token_hash(headers.get(AUTHORIZATION)?)
 }
 
-fn token_hash(header: &HeaderValue) -> Option<TokenHash> {
+pub(crate) fn token_hash(header: &HeaderValue) -> Option<TokenHash> {
     let (scheme, token) = header.to_str().ok()?.split_once(' ')?;
     let is_bearer = scheme.eq_ignore_ascii_case("bearer");
     let token = is_bearer.then(|| token.trim().parse::<UserToken>().ok());
@@ -204,7 +175,7 @@ impl FromRequestParts<App> for KnownCaller {
     }
 }
 
-fn peer(parts: &Parts) -> Option<&ShownCertificate> {
+pub(crate) fn peer(parts: &Parts) -> Option<&ShownCertificate> {
     parts.extensions.get::<Peer>()?.0.as_ref()
 }
 
@@ -335,10 +306,10 @@ pub(crate) fn log_unreadable(app: &App, parts: &Parts, reason: &str) {
     }
 }
 
-fn unauthorized(message: &str) -> ApiFailure {
+pub(crate) fn unauthorized(message: &str) -> ApiFailure {
     ApiFailure::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
 }
 
-fn forbidden(message: String) -> ApiFailure {
+pub(crate) fn forbidden(message: String) -> ApiFailure {
     ApiFailure::new(StatusCode::FORBIDDEN, "forbidden", message)
 }

@@ -2,8 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use api::enrollment::Member;
+use metrics::Outcome;
 use scheduler::leader::{Batch, Leader};
 use store::StoreError;
 
@@ -56,11 +58,13 @@ async fn commit_batch(
     leader: &mut Leader,
     gathered: &mut Vec<Request>,
 ) -> Result<(), NotCommitted> {
+    let (started, asked) = (Instant::now(), gathered.len());
     // First the store's lock, which may take a while: the request of a caller who leaves meanwhile is not decided.
     let mut writing = match shared.store.begin_write(shared.term).await {
         Ok(writing) => writing,
         Err(error) => {
             let error = not_committed(error);
+            (shared.metrics).committed(Outcome::Failure, asked, started.elapsed());
             for decide in gathered.drain(..) {
                 decide(Err(error.clone()));
             }
@@ -90,6 +94,11 @@ async fn commit_batch(
             Err(not_committed(error))
         }
     };
+    let outcome = match &committed {
+        Ok(()) => Outcome::Success,
+        Err(_) => Outcome::Failure,
+    };
+    (shared.metrics).committed(outcome, asked, started.elapsed());
     for reply in replies {
         reply(committed.clone());
     }
@@ -115,17 +124,23 @@ fn guarded(leader: &mut Leader, decide: Request) -> Option<Reply> {
 /// Publishes a committed batch, and notifies the subscribers of what changed.
 fn publish(shared: &Shared, batch: Batch) {
     let routes = (!batch.changes.routes.is_empty()).then_some(Topic::Routes);
+    let events = (!batch.changes.events.is_empty()).then_some(Topic::Events);
     let membership = (batch.changes.counters.membership > 0).then_some(Topic::Membership);
     let (mut peers, mut directory) = {
         let before = shared.published.borrow();
+        for id in batch.changes.instances.keys() {
+            let before = before.cluster.instances.get(id);
+            let after = batch.after.instances.get(id);
+            (shared.metrics).instance_changed(before, after);
+        }
         (before.peers.clone(), before.directory.clone())
     };
     let members = batch.changes.nodes.keys().map(|id| Member::Node(*id));
     let members = members.chain(batch.changes.edges.keys().map(|id| Member::Edge(*id)));
     let members: Vec<_> = members.collect();
-    let dead = shared.overlay.dead();
+    let faults = shared.overlay.faults();
     let everybody = batch.changes.counters.everybody > 0;
-    let concerned = peers.update(&batch.after, &members, &dead, everybody);
+    let concerned = peers.update(&batch.after, &members, &faults, everybody);
     let nodes_of_envs = directory.update(&batch.after, &batch.touched);
     shared.published.send_replace(Arc::new(Published {
         peers,
@@ -143,6 +158,7 @@ fn publish(shared: &Shared, batch: Batch) {
         nodes
             .chain(envs)
             .chain(routes)
+            .chain(events)
             .chain(membership)
             .chain(concerned)
             .chain(directories),

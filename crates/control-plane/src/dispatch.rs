@@ -127,6 +127,9 @@ impl Dispatch {
         admission: &Admission,
         request: Request<Incoming>,
     ) -> Response {
+        if let Some(answer) = self.probed(request.uri().path()) {
+            return answer;
+        }
         let enrolls = request.uri().path() == paths::ENROLL && *shown != Shown::Server;
         if enrolls && let Err(wait) = self.door.enrollments.check(from, Instant::now()) {
             return too_many_enrollments(wait);
@@ -147,6 +150,15 @@ impl Dispatch {
         response
     }
 
+    /// What a load balancer in front of the servers asks each of them: is it alive, can it answer?
+    fn probed(&self, path: &str) -> Option<Response> {
+        match (path, self.role.now()) {
+            ("/readyz", Role::Waiting) => Some(no_leader("no server leads at the moment")),
+            ("/healthz" | "/readyz", _) => Some("ok\n".into_response()),
+            _ => None,
+        }
+    }
+
     async fn dispatched(
         &self,
         shown: &Shown,
@@ -157,7 +169,7 @@ impl Dispatch {
         if admission.is_stranger()
             && let Some(hash) = user_token(request.headers())
             && let Ok(Some(name)) = self.door.users.of_token(&hash).await
-            && !admission.admit_user(&self.door.shares, name)
+            && !admission.admit_user(&self.door.shares, name.to_string())
         {
             return too_many_connections();
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use metrics::Readiness;
 use model::Term;
 use scheduler::lease::{Answerer, Candidate, LeaseStep, SeenLease, TTL_MS, answerer};
 use store::{Holder, StoreError};
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::since_boot;
 use crate::limits::{FAILED_TERM_PAUSE, LEASE_TIMEOUT};
+use crate::metrics::ServerMetrics;
 use crate::options::ServerError;
 use crate::term::{Foundation, LedTerm};
 
@@ -78,6 +80,27 @@ impl CurrentRole {
         match role {
             Role::Leading { .. } if is_over => Role::Waiting,
             role => role,
+        }
+    }
+
+    /// Reports whether this server leads, and whether it can answer: it leads, or knows who does. Until the election is over.
+    pub(crate) async fn report(mut self, metrics: Arc<ServerMetrics>, readiness: Readiness) {
+        let mut waits = None;
+        loop {
+            let (leads, term) = {
+                let role = self.role.borrow_and_update();
+                (matches!(*role, Role::Leading { .. }), role.term())
+            };
+            metrics.set_role(leads, term);
+            match term {
+                Some(_) => waits = None,
+                None => {
+                    waits.get_or_insert_with(|| readiness.waits_for("a server that leads"));
+                }
+            }
+            if self.role.changed().await.is_err() {
+                return;
+            }
         }
     }
 

@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::time::Duration;
 
-use api::{ApiError, error_code};
+use api::{ApiError, PROBLEM_JSON, Problem, error_code};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, StatusCode};
 use scheduler::apply::Refused;
 use store::StoreError;
@@ -31,6 +32,11 @@ impl ApiFailure {
                 retry_after_ms: None,
             },
         }
+    }
+
+    /// The error, without its status.
+    pub(crate) fn into_error(self) -> ApiError {
+        self.error
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -111,7 +117,11 @@ pub(crate) const REVOKED: HeaderName = HeaderName::from_static("platform-revoked
 impl IntoResponse for ApiFailure {
     fn into_response(self) -> Response {
         let is_revoked = self.error.code == error_code::REVOKED;
-        let mut response = (self.status, Json(self.error)).into_response();
+        let title = self.status.canonical_reason().unwrap_or_default();
+        let problem = Problem::new(self.status.as_u16(), title, self.error);
+        let mut response = (self.status, Json(problem)).into_response();
+        let content_type = HeaderValue::from_static(PROBLEM_JSON);
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
         if is_revoked {
             let yes = HeaderValue::from_static("yes");
             response.headers_mut().insert(REVOKED, yes);

@@ -5,13 +5,16 @@
 //! changed together: many callers share one transaction. The request of a caller who has left is not decided. A reply goes out when
 //! the batch is committed and published, so everything that is published is committed.
 
+use api::event::Actor;
 use model::{NodeId, Timestamp};
 use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::ClusterState;
+use scheduler::events::Origin;
 use scheduler::leader::Leader;
 use store::StoreError;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock;
 use crate::limits::MAX_QUEUED_CHANGES;
 use crate::not_committed::NotCommitted;
 
@@ -66,18 +69,23 @@ impl LeaderHandle {
         answered.await.unwrap_or_else(|_| Err(stopping()))
     }
 
-    /// Looks at the cluster state, decides, and carries the commands out, all or none.
+    /// Looks at the cluster state, decides, and carries the commands out, all or none. `by`: whose change it is.
     pub(crate) async fn change<T, E>(
         &self,
+        by: Actor,
         decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E> + Send + 'static,
     ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<NotCommitted> + From<Refused> + Send + 'static,
     {
-        let reply = self.submit(|leader| {
+        let reply = self.submit(move |leader| {
             let (commands, result) = decide(leader.state())?;
-            leader.execute(&commands)?;
+            let origin = Origin {
+                by,
+                at: clock::now(),
+            };
+            leader.execute(&origin, &commands)?;
             Ok::<T, E>(result)
         });
         reply.await
@@ -99,7 +107,11 @@ impl LeaderHandle {
             if is_heard() {
                 leader.set_heard(node, Some(protocol), now);
             }
-            leader.execute(command.as_slice())?;
+            let origin = Origin {
+                by: Actor::Node(node),
+                at: now,
+            };
+            leader.execute(&origin, command.as_slice())?;
             Ok::<(), E>(())
         });
         reply.await

@@ -4,7 +4,7 @@
 //!   client certificates ([`serve`]), the routes ([`api`]) and one planner task ([`planner_loop`]).
 //! - [`init`] creates the cluster and listens nowhere.
 //! - Every caller's kind is checked where the call is handled ([`callers`]): users by bearer token,
-//!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
+//!   whose roles say what they may ([`access`]), nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
 //! - The cluster state is in memory, loaded once. Every change is a command of [`scheduler::apply`], decided there
 //!   ([`state::Shared::change`]), and answered when its batch is in the store and published ([`leader_handle`], [`commit_loop`]).
 //! - The planner task is the only one that plans ([`planner_loop`]). Every handler that changes the cluster state wakes it.
@@ -27,6 +27,7 @@
 //!
 //! Deliberately absent: decisions (they are in `scheduler`, as pure functions).
 
+mod access;
 mod api;
 mod authority;
 mod backup;
@@ -49,10 +50,12 @@ mod leader_handle;
 mod limits;
 mod logins;
 mod members;
+mod metrics;
 mod not_committed;
 mod open_files;
 mod options;
 mod overlay;
+mod page;
 mod planner_loop;
 mod presence;
 mod refused_enrollments;

@@ -51,8 +51,9 @@ pub(crate) const USER_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const MAX_USERS_KNOWN: usize = 4096;
 /// Connections of nodes and edges.
 pub(crate) const MAX_MEMBER_CONNECTIONS: usize = 32_768;
-/// Those of one member: its polls and reports have one, and each stream of logs or of a command has one.
-pub(crate) const MAX_CONNECTIONS_OF_A_MEMBER: usize = MAX_LOG_READERS + MAX_EXECS + 16;
+/// Those of one member: its polls and reports have one, and each stream of logs, of a command or of a forwarded connection has one.
+pub(crate) const MAX_CONNECTIONS_OF_A_MEMBER: usize =
+    MAX_LOG_READERS + MAX_EXECS + MAX_FORWARDS + 16;
 /// Connections of other servers, which share one name: each has one for polls, and one for each stream that it forwards.
 pub(crate) const MAX_SERVER_CONNECTIONS: usize = 4096;
 /// See [`MAX_SERVER_CONNECTIONS`].
@@ -91,6 +92,10 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const MAX_LOG_READERS: usize = 128;
 /// Commands that users run beside apps at a time, in the whole cluster.
 pub const MAX_EXECS: usize = 128;
+/// Deploys whose outcome is worked out at a time (`platform plan`): each takes as long as a look at the whole cluster.
+pub(crate) const MAX_PLANS: usize = 1;
+/// Connections that users forward to instances at a time, in the whole cluster.
+pub(crate) const MAX_FORWARDS: usize = 512;
 /// How long a node may take to answer a call about its instances: guests are asked meanwhile.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 /// Largest answer of a node to a call, in bytes: stats of its instances.

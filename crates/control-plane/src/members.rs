@@ -58,6 +58,11 @@ impl Members {
         self.lock().entry(member).or_default().measures = measures;
     }
 
+    /// Whether a member said that it measures its links.
+    pub(crate) fn does_measure(&self, member: Member) -> bool {
+        (self.lock().get(&member)).is_some_and(|known| known.measures)
+    }
+
     /// When a member that measures its links last called; absent: it never did in this term, or does not measure.
     pub(crate) fn measuring_since(&self, member: Member) -> Option<Timestamp> {
         let known = self.lock();
@@ -123,7 +128,7 @@ impl Shared {
         if has_no_key(&cluster, member) {
             let change = KeyChange::Record(shown.key.clone());
             let key = shown.key.clone();
-            self.change(move |cluster| {
+            self.change_by(member, move |cluster| {
                 // Of several connections of it that come at once, one records the key.
                 let is_known = cluster.member_keys.member_of(&key) == Some(member);
                 let command = (!is_known).then_some(Command::SetKeys { member, change });
@@ -161,7 +166,7 @@ impl Shared {
         member: Member,
         key: PublicKey,
     ) -> Result<(), ApiFailure> {
-        self.change(move |cluster| {
+        self.change_by(member, move |cluster| {
             let identity = cluster.identity(member);
             let is_next = identity.is_some_and(|known| known.next_key.as_ref() == Some(&key));
             let change = KeyChange::Complete(key);

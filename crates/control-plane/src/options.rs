@@ -28,6 +28,8 @@ pub struct ServerOptions {
     pub insecure_registries: BTreeSet<String>,
     /// Mirrors by the registry they stand in for ([`registry::RegistryOptions::mirrors`]).
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
+    /// Where it tells metrics and readiness; nowhere by default.
+    pub metrics_listen: Option<SocketAddr>,
     /// Told when the server answers.
     pub ready: Option<oneshot::Sender<Ready>>,
 }
@@ -75,6 +77,9 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+    /// The address of its metrics is taken, or not this machine's.
+    #[error(transparent)]
+    Metrics(#[from] ::metrics::CannotListen),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::StoreError),

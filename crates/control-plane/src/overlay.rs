@@ -1,14 +1,15 @@
-//! What a leader knows of the overlay in memory only: what members say of their links, and which hubs are dead (ADR 0004).
+//! What a leader knows of the overlay in memory only: what members say of their links, and what does not work of the hubs (ADR 0004).
 
 // ring: the shared state holds what is known of the overlay, and is asked here what is published.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::enrollment::Member;
 use api::member::LinkReport;
 use model::NodeId;
+use overlay::topology::HubFaults;
 use scheduler::hubs::HubWatch;
 
 use crate::clock::now;
@@ -29,7 +30,7 @@ pub(crate) struct Overlay {
 #[derive(Debug, Default)]
 struct Known {
     hubs: HubWatch,
-    dead: Arc<BTreeSet<NodeId>>,
+    faults: Arc<HubFaults>,
     links: BTreeMap<Member, BTreeMap<NodeId, LinkReport>>,
     /// Why a member's end is not as it is to be, where it says so.
     errors: BTreeMap<Member, String>,
@@ -49,9 +50,9 @@ impl Overlay {
         })
     }
 
-    /// The hubs that are dead.
-    pub(crate) fn dead(&self) -> Arc<BTreeSet<NodeId>> {
-        Arc::clone(&self.lock().dead)
+    /// What does not work of the hubs.
+    pub(crate) fn faults(&self) -> Arc<HubFaults> {
+        Arc::clone(&self.lock().faults)
     }
 
     /// What a member last said of its links.
@@ -117,7 +118,7 @@ impl Overlay {
 }
 
 impl Shared {
-    /// A member says what it knows of its links. Where a hub is dead by that, the others are told before this returns, or within
+    /// A member says what it knows of its links. Where a hub is dead by that, or is not reached by this member, those concerned are told before this returns, or within
     /// [`HUB_LOOK_INTERVAL`] where many say something.
     pub(crate) async fn report_links(
         &self,
@@ -135,7 +136,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Finds the hubs that are dead now, and tells who is concerned where those are others than before.
+    /// Finds what does not work of the hubs now, and tells who is concerned where that is something else than before.
     pub(crate) async fn evaluate_hubs(&self) -> Result<(), ApiFailure> {
         let changed = {
             let published = Arc::clone(&self.published.borrow());
@@ -150,16 +151,11 @@ impl Shared {
             };
             let mut known = self.overlay.lock();
             known.evaluated_at = Some(at);
-            let dead = known.hubs.evaluate(topology, silent_for, at);
-            let changed = dead != *known.dead;
+            let faults = known.hubs.evaluate(topology, silent_for, at);
+            let changed = faults != *known.faults;
             if changed {
-                for hub in dead.difference(&known.dead) {
-                    tracing::warn!(%hub, "a hub does not answer its members: its place is another's until it is well");
-                }
-                for hub in known.dead.difference(&dead) {
-                    tracing::info!(%hub, "a hub is on trial again");
-                }
-                known.dead = Arc::new(dead);
+                log_changes(&known.faults, &faults);
+                known.faults = Arc::new(faults);
             }
             changed
         };
@@ -175,6 +171,21 @@ impl Shared {
     fn watches_hubs(&self) -> bool {
         let mode = self.published.borrow().cluster.settings.mode;
         matches!(mode, overlay::topology::Mode::Hubs { .. })
+    }
+}
+
+fn log_changes(before: &HubFaults, now: &HubFaults) {
+    for hub in now.dead.difference(&before.dead) {
+        tracing::warn!(%hub, "a hub does not answer its members: its place is another's until it is well");
+    }
+    for hub in before.dead.difference(&now.dead) {
+        tracing::info!(%hub, "a hub is on trial again");
+    }
+    for (member, hub) in now.unreached.difference(&before.unreached) {
+        tracing::warn!(%member, %hub, "a member does not reach a hub that others reach: another hub is its home until it does");
+    }
+    for (member, hub) in before.unreached.difference(&now.unreached) {
+        tracing::info!(%member, %hub, "a hub may be the home of a member again");
     }
 }
 

@@ -8,15 +8,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use identity::KeyError;
 use model::Timestamp;
 use scheduler::action::Action;
 use scheduler::apply::Command;
+use scheduler::events::Origin;
 use scheduler::leader::Leader;
 
 use crate::clock::{IdGenerator, follow_the_wall_clock, now};
 use crate::limits::{PLAN_BATCH, PLAN_INTERVAL, QUARANTINE_MS};
+use crate::metrics::ServerMetrics;
 use crate::not_committed::NotCommitted;
 use crate::state::Shared;
 
@@ -54,6 +57,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             );
         }
         let current = Arc::clone(&shared.published.borrow());
+        let (nodes, online) = (current.cluster.nodes.len(), shared.presence.online());
+        shared.metrics.set_nodes(nodes, online);
+        (shared.metrics).set_unreadable(current.cluster.unreadable.len());
         if current.cluster.unreadable != unreadable_logged {
             for record in &current.cluster.unreadable {
                 tracing::error!(%record, "a record is kept as it is, and its env is frozen");
@@ -85,12 +91,18 @@ async fn tick(shared: &Shared, set: Option<Timestamp>) -> Result<(), PlanError> 
     // By itself: a store that takes no writes keeps nobody from knowing who lapsed.
     let lapsed = lapsed.into_iter();
     let lapsed: Vec<_> = lapsed
-        .filter_map(|node| Some((node, shared.presence.seen_at(node)?)))
+        .map(|node| (node, shared.presence.seen_at(node)))
         .collect();
     let reply = shared.leader.submit(move |leader| {
+        let origin = Origin::server(now());
         for (node, at) in lapsed {
+            // One that this server has never heard was last heard by another.
+            let known = leader.state().nodes.get(&node);
+            let Some(at) = at.or_else(|| known?.seen_at) else {
+                continue;
+            };
             // A sign of life is never written, so the last one is when there are no more.
-            if let Err(error) = leader.execute(&[Command::SetSeen { node, at }]) {
+            if let Err(error) = leader.execute(&origin, &[Command::SetSeen { node, at }]) {
                 tracing::debug!(%node, %error, "when the node was last heard is not kept");
             }
         }
@@ -104,10 +116,17 @@ async fn tick(shared: &Shared, set: Option<Timestamp>) -> Result<(), PlanError> 
 pub(crate) async fn plan_all(shared: &Shared) -> Result<(), PlanError> {
     let mut batch_size = PLAN_BATCH;
     loop {
-        let planned = shared.leader.submit(move |leader| plan(leader, batch_size));
+        let metrics = Arc::clone(&shared.metrics);
+        let planning = move |leader: &mut Leader| plan(leader, batch_size, &metrics);
+        let planned = shared.leader.submit(planning);
         match planned.await {
             Ok(None) => return Ok(()),
-            Ok(Some(actions)) => actions.iter().for_each(log),
+            Ok(Some(actions)) => {
+                for action in &actions {
+                    shared.metrics.acted(action);
+                    log(action);
+                }
+            }
             Err(PlanError::NotCommitted(error)) if error.is_about_a_record() => {
                 // One env of the batch caused it. Alone in its batch, it is quarantined.
                 if batch_size > 1 {
@@ -130,16 +149,23 @@ pub(crate) async fn plan_all(shared: &Shared) -> Result<(), PlanError> {
 fn quarantine_current(leader: &mut Leader, cause: String) {
     if let Some(env) = leader.planner().current().cloned() {
         tracing::error!(%env, cause, "an env cannot be planned, and is quarantined");
-        let until = Timestamp(now().0.saturating_add(QUARANTINE_MS));
-        leader.quarantine(env, cause, until);
+        let now = now();
+        let until = Timestamp(now.0.saturating_add(QUARANTINE_MS));
+        leader.quarantine(env, cause, now, until);
     }
 }
 
 /// Plans up to `batch_size` envs, and returns the actions. `None`: no env is queued.
-fn plan(leader: &mut Leader, batch_size: u32) -> Result<Option<Vec<Action>>, PlanError> {
+fn plan(
+    leader: &mut Leader,
+    batch_size: u32,
+    metrics: &ServerMetrics,
+) -> Result<Option<Vec<Action>>, PlanError> {
+    let (started, mut envs) = (Instant::now(), 0);
     let mut ids = IdGenerator::new()?;
     let mut actions = Vec::new();
     for looked in 0..batch_size {
+        envs = u64::from(looked);
         let planning = || leader.plan_next(now(), &mut || ids.next());
         match catch_unwind(AssertUnwindSafe(planning)) {
             Ok(Some(planned)) => actions.extend(planned),
@@ -152,6 +178,7 @@ fn plan(leader: &mut Leader, batch_size: u32) -> Result<Option<Vec<Action>>, Pla
             }
         }
     }
+    metrics.planned(envs, started.elapsed());
     Ok(Some(actions))
 }
 

@@ -50,6 +50,11 @@ impl Presence {
         self.lock().is_heard(node, self.began.elapsed())
     }
 
+    /// How many nodes have reported lately, or have time to.
+    pub(crate) fn online(&self) -> usize {
+        self.lock().online()
+    }
+
     /// The nodes that have not reported lately, until it is known that they lapsed.
     pub(crate) fn overdue(&self) -> Vec<NodeId> {
         self.lock().overdue(self.began.elapsed())

@@ -136,18 +136,16 @@ impl Reporting {
 
 impl Shared {
     /// Takes a report of a node that speaks this version of the protocol. Returns once the store has what it changed. `from`: where it came from.
-    /// `delta`: the report, given what is known of those before.
     pub(crate) async fn receive(
         &self,
         (node, protocol): (NodeId, u32),
         from: Option<IpAddr>,
         heartbeat_interval: Duration,
-        delta: impl FnOnce(&ReportReceiver) -> ReportDelta + Send,
+        mut delta: ReportDelta,
     ) -> Result<ReportAnswer, ApiFailure> {
         let reporter = self.reporting.of(node);
         let mut pace = reporter.turn.lock().await;
         // Nobody else changes what is known while it is this report's turn.
-        let mut delta = delta(&lock(&reporter.known).receiver);
         if !is_plausible(delta.session, now()) {
             let what = format!("session {} is no number of a start", delta.session);
             self.reporting.note_exceeded(node, vec![what.clone()]);

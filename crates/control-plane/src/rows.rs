@@ -1,6 +1,6 @@
 //! The cluster state as rows for users.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use api::enrollment::Hardware;
@@ -9,10 +9,10 @@ use api::user::{
     UnreadableRow, VolumeRow,
 };
 use identity::key_fingerprint;
-use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
+use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId};
 use overlay::address_plan::node_prefix;
 use scheduler::cluster_state::{
-    ClusterState, EndedInstance, Env, Instance, MemberIdentity, Node, Presence, Subject,
+    ClusterState, EndedInstance, Env, Instance, MemberIdentity, Node, Presence, Volume,
 };
 use scheduler::placement::PromisedIndex;
 use scheduler::planner::Finding;
@@ -90,47 +90,22 @@ pub(crate) fn ended_row(cluster: &ClusterState, id: InstanceId, ended: &EndedIns
     }
 }
 
-/// The ended instances of the envs that `keep` keeps, by env, process type and when they ended.
-pub(crate) fn ended_rows(cluster: &ClusterState, keep: impl Fn(&EnvKey) -> bool) -> Vec<EndedRow> {
-    let kept = cluster.ended.iter().filter(|(_, ended)| keep(&ended.env));
-    let mut rows: Vec<_> = kept
-        .map(|(id, ended)| ended_row(cluster, *id, ended))
-        .collect();
-    rows.sort_by(|a, b| {
-        (&a.env, &a.process, a.ended_at, a.id).cmp(&(&b.env, &b.process, b.ended_at, b.id))
-    });
-    rows
-}
-
-/// The volumes that `keep` keeps, by what they belong to.
-pub(crate) fn volume_rows(
-    cluster: &ClusterState,
-    keep: impl Fn(&EnvKey) -> bool,
-) -> Vec<VolumeRow> {
-    let kept = cluster.volumes.iter().filter(|(_, v)| keep(&v.key.env));
-    let mut rows: Vec<_> = kept
-        .map(|(id, volume)| VolumeRow {
-            id: *id,
-            env: volume.key.env.clone(),
-            process: volume.key.process.clone(),
-            name: volume.key.name.clone(),
-            ordinal: volume.key.ordinal,
-            size_bytes: volume.size_bytes,
-            node: volume.node,
-            node_name: node_name(cluster, volume.node),
-            instance: cluster
-                .instances
-                .user_of(*id)
-                .map(|instance| instance.spec.id),
-            made: volume.is_made(),
-            deleting: volume.is_deleting(),
-            created_at: volume.created_at,
-        })
-        .collect();
-    rows.sort_by(|a, b| {
-        (&a.env, &a.process, a.ordinal, &a.name).cmp(&(&b.env, &b.process, b.ordinal, &b.name))
-    });
-    rows
+pub(crate) fn volume_row(cluster: &ClusterState, id: VolumeId, volume: &Volume) -> VolumeRow {
+    let user = cluster.instances.user_of(id);
+    VolumeRow {
+        id,
+        env: volume.key.env.clone(),
+        process: volume.key.process.clone(),
+        name: volume.key.name.clone(),
+        ordinal: volume.key.ordinal,
+        size_bytes: volume.size_bytes,
+        node: volume.node,
+        node_name: node_name(cluster, volume.node),
+        instance: user.map(|instance| instance.spec.id),
+        made: volume.is_made(),
+        deleting: volume.is_deleting(),
+        created_at: volume.created_at,
+    }
 }
 
 pub(crate) fn node_name(cluster: &ClusterState, id: NodeId) -> String {
@@ -142,52 +117,41 @@ fn has_lapsed(cluster: &ClusterState, node: NodeId) -> bool {
     cluster.nodes.get(&node).is_none_or(Node::has_lapsed)
 }
 
-/// Every node, those that cannot be read too.
-pub(crate) fn node_rows(cluster: &ClusterState, promised: &PromisedIndex) -> Vec<NodeRow> {
-    let unreadable = cluster.unreadable.iter();
-    let unreadable = unreadable.filter_map(|record| match record.subject {
-        Subject::Node(id) if !cluster.nodes.contains_key(&id) => Some((id, unreadable_node(id))),
-        _ => None,
-    });
-    let unreadable: Vec<_> = unreadable.collect();
-    let mut nodes: Vec<(NodeId, &Node)> = cluster.nodes.iter().map(|(id, n)| (*id, n)).collect();
-    nodes.extend(unreadable.iter().map(|(id, node)| (*id, node)));
-    nodes.sort_by_key(|(id, _)| *id);
-    nodes
-        .iter()
-        .map(|(id, node)| {
-            let instances = cluster.instances.count_on_node(*id);
-            let promised = promised.on(*id, node.hardware.instance_overhead());
-            NodeRow {
-                id: *id,
-                name: node.name.clone(),
-                region: node.region.clone(),
-                hardware: node.hardware.clone(),
-                driver: node.driver.clone(),
-                egress: node.egress.clone(),
-                seen_at: node.seen_at,
-                online: node.is_online(),
-                not_heard_yet: !node.is_online() && !node.has_lapsed(),
-                scheduling: node.scheduling,
-                labels: node.labels.clone(),
-                instances: u32::try_from(instances).unwrap_or(u32::MAX),
-                promised: Some(PromisedRow {
-                    cpu_millis: promised.cpu_millis,
-                    memory_bytes: promised.memory_bytes,
-                    disk_bytes: promised.disk_bytes,
-                }),
-                prefix: node_prefix(cluster.settings.prefix, *id),
-                exceeded: Vec::new(),
-                warnings: Vec::new(),
-                unknown_instances: node.unknown.keys().copied().collect(),
-                approval: node.identity.approval,
-                key: node.identity.key.as_ref().map(key_fingerprint),
-                claimed: node.claimed.clone(),
-                unreadable_records: unreadable_rows(cluster, *id),
-                unreadable: (cluster.unreadable_node(*id)).map(ToString::to_string),
-            }
-        })
-        .collect()
+/// A node, which may be one that cannot be read.
+pub(crate) fn node_row(cluster: &ClusterState, promised: &PromisedIndex, id: NodeId) -> NodeRow {
+    let unreadable = unreadable_node(id);
+    let node = cluster.nodes.get(&id).unwrap_or(&unreadable);
+    let instances = cluster.instances.count_on_node(id);
+    let promised = promised.on(id, node.hardware.instance_overhead());
+    NodeRow {
+        id,
+        name: node.name.clone(),
+        region: node.region.clone(),
+        hardware: node.hardware.clone(),
+        driver: node.driver.clone(),
+        egress: node.egress.clone(),
+        seen_at: node.seen_at,
+        online: node.is_online(),
+        not_heard_yet: !node.is_online() && !node.has_lapsed(),
+        scheduling: node.scheduling,
+        labels: node.labels.clone(),
+        org: node.org.clone(),
+        instances: u32::try_from(instances).unwrap_or(u32::MAX),
+        promised: Some(PromisedRow {
+            cpu_millis: promised.cpu_millis,
+            memory_bytes: promised.memory_bytes,
+            disk_bytes: promised.disk_bytes,
+        }),
+        prefix: node_prefix(cluster.settings.prefix, id),
+        exceeded: Vec::new(),
+        warnings: Vec::new(),
+        unknown_instances: node.unknown.keys().copied().collect(),
+        approval: node.identity.approval,
+        key: node.identity.key.as_ref().map(key_fingerprint),
+        claimed: node.claimed.clone(),
+        unreadable_records: unreadable_rows(cluster, id),
+        unreadable: (cluster.unreadable_node(id)).map(ToString::to_string),
+    }
 }
 
 /// What a row says of a node of which only the number is known.
@@ -205,6 +169,7 @@ fn unreadable_node(id: NodeId) -> Node {
         presence: Presence::NotHeardYet,
         scheduling: Scheduling::Cordoned,
         labels: BTreeMap::new(),
+        org: None,
         generation: 0,
         approved: Hardware::default(),
         unknown: BTreeMap::new(),
@@ -230,29 +195,22 @@ fn unreadable_rows(cluster: &ClusterState, node: NodeId) -> Vec<UnreadableRow> {
     rows.collect()
 }
 
-/// Every env, those being destroyed too, and those that cannot be read.
-pub(crate) fn env_rows(published: &Published) -> Vec<EnvRow> {
-    let (cluster, findings) = (&published.cluster, &published.findings);
-    let rows = cluster.envs.iter();
-    let mut rows: Vec<_> = rows
-        .map(|(key, env)| env_row(cluster, findings, key, env))
-        .collect();
-    let unreadable = (cluster.unreadable.iter()).filter_map(|record| record.env.as_ref());
-    let unreadable: BTreeSet<_> = unreadable
-        .filter(|key| !cluster.envs.contains_key(key))
-        .collect();
-    rows.extend(unreadable.into_iter().map(|key| EnvRow {
-        env: key.clone(),
-        release: ReleaseNumber(0),
-        serving: None,
-        phase: RolloutPhase::Failed,
-        processes: BTreeMap::new(),
-        hosts: published.routes.hosts_of(key).cloned().collect(),
-        waits: Vec::new(),
-        unreadable: frozen_by(cluster, key),
-    }));
-    rows.sort_by(|a, b| a.env.cmp(&b.env));
-    rows
+/// An env, which may be one that cannot be read.
+pub(crate) fn env_row_of(published: &Published, key: &EnvKey) -> EnvRow {
+    let cluster = &published.cluster;
+    match cluster.envs.get(key) {
+        Some(env) => env_row(cluster, &published.findings, key, env),
+        None => EnvRow {
+            env: key.clone(),
+            release: ReleaseNumber(0),
+            serving: None,
+            phase: RolloutPhase::Failed,
+            processes: BTreeMap::new(),
+            hosts: published.routes.hosts_of(key).cloned().collect(),
+            waits: Vec::new(),
+            unreadable: frozen_by(cluster, key),
+        },
+    }
 }
 
 fn frozen_by(cluster: &ClusterState, key: &EnvKey) -> Option<String> {

@@ -7,18 +7,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ::metrics::Readiness;
 use blocking_work::blocking;
 use store::{Holder, Store, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::dispatch::{Dispatch, Door};
 use crate::election::Election;
 use crate::enrollment_rate::EnrollmentRate;
 use crate::keys::{self, ClusterKeys};
 use crate::limits::{ACCEPT_PAUSE, SHUTDOWN_GRACE, TURNED_AWAY_INTERVAL};
+use crate::metrics::ServerMetrics;
 use crate::options::{Ready, ServerError, ServerOptions, reachable, store_url};
 use crate::shares::{Shares, TurnedAway};
 use crate::term::Foundation;
@@ -72,9 +74,17 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let authority = watch::Sender::new(Arc::new(authority));
     let ca_changed = Arc::new(Notify::new());
 
+    let (metrics, readiness) = (Arc::new(ServerMetrics::default()), Readiness::default());
+    let shares = Shares::new(open_files::raise());
+    let mut told = ::metrics::registry("server", env!("CARGO_PKG_VERSION"));
+    metrics.register(&mut told, shares.clone());
+    let starting = readiness.waits_for("its start");
+    let _told = ::metrics::start(options.metrics_listen, told, readiness.clone()).await?;
+
     let foundation = Arc::new(Foundation {
+        metrics: Arc::clone(&metrics),
         users: Users::new(store.clone()),
-        shares: Shares::new(open_files::raise()),
+        shares,
         url: server_url.clone(),
         store,
         authority: authority.subscribe(),
@@ -96,6 +106,8 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         shares: foundation.shares.clone(),
         enrollments: EnrollmentRate::new(Instant::now()),
     };
+    let following = role.clone().report(metrics, readiness.clone());
+    let following = AbortOnDropHandle::new(tokio::spawn(following));
     let dispatch = Dispatch::new(role, door, tls.subscribe(), shutdown.clone());
     let accepting = tls.subscribe();
     let watcher = Watcher {
@@ -119,7 +131,13 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
             first_start,
         });
     }
-    accept(&listener, &accepting, &dispatch, &shutdown).await;
+    starting.over();
+    let ending = async {
+        shutdown.cancelled().await;
+        readiness.ends();
+    };
+    tokio::join!(accept(&listener, &accepting, &dispatch, &shutdown), ending);
+    drop(following);
     if let Err(error) = watcher.await {
         tracing::error!(%error, "the task that looks after the CAs panicked");
     }

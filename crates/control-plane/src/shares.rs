@@ -97,6 +97,15 @@ impl Drop for Busy {
     }
 }
 
+/// How many connections are open, by whose they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OpenConnections {
+    pub(crate) strangers: u64,
+    pub(crate) users: u64,
+    pub(crate) members: u64,
+    pub(crate) servers: u64,
+}
+
 /// One connection that has a place.
 #[derive(Debug)]
 struct Connection {
@@ -364,6 +373,17 @@ impl Shares {
         let connections = inner.of(&peer).peers.get(&peer);
         for connection in connections.into_iter().flat_map(BTreeMap::values) {
             connection.closed.cancel();
+        }
+    }
+
+    /// How many are open now.
+    pub(crate) fn open(&self) -> OpenConnections {
+        let inner = self.lock();
+        OpenConnections {
+            strangers: inner.strangers.count as u64,
+            users: inner.users.count as u64,
+            members: inner.members.count as u64,
+            servers: inner.servers.count as u64,
         }
     }
 

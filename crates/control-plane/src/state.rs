@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use api::enrollment::Member;
+use api::event::Actor;
 use model::{EnvKey, InstanceId, LeaderSession, NodeId, Term};
 use registry::Registry;
+use scheduler::access::AccessCommand;
 use scheduler::apply::{Command, Refused};
-use scheduler::cluster_state::{ClusterSettings, ClusterState, Node};
+use scheduler::cluster_state::{ClusterSettings, ClusterState, Node, TokenHash};
 use scheduler::directory::DirectoryIndex;
+use scheduler::leader::Leader;
 use scheduler::peers::PeerIndex;
 use scheduler::placement::PromisedIndex;
 use scheduler::planner::Finding;
@@ -25,6 +28,7 @@ use crate::failure::ApiFailure;
 use crate::leader_handle::LeaderHandle;
 use crate::logins::Logins;
 use crate::members::Members;
+use crate::metrics::ServerMetrics;
 use crate::not_committed::NotCommitted;
 use crate::overlay::Overlay;
 use crate::presence::Presence;
@@ -59,6 +63,8 @@ pub(crate) struct Shared {
     /// Drawn when this server began to lead.
     pub(crate) session: LeaderSession,
     pub(crate) store: Store,
+    /// What this server counts.
+    pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) users: Users,
     /// The CAs; others where they were replaced.
     pub(crate) authority: watch::Receiver<Arc<Authority>>,
@@ -92,6 +98,10 @@ pub(crate) struct Shared {
     pub(crate) topics: Topics,
     pub(crate) log_readers: Arc<Semaphore>,
     pub(crate) execs: Arc<Semaphore>,
+    /// Plans that are worked out at a time.
+    pub(crate) plans: Arc<Semaphore>,
+    /// Connections that may be forwarded.
+    pub(crate) forwards: Arc<Semaphore>,
     /// What is known of each node's reports.
     pub(crate) reporting: Reporting,
     /// Members that were refused for their protocol version, so that each is logged once.
@@ -122,6 +132,18 @@ impl Shared {
         self.published.borrow().cluster.clone()
     }
 
+    /// Takes a token into the cluster state that is in the store only: a server that did not lead made it for its own machine. Whether there is one.
+    pub(crate) async fn adopt_token(&self, hash: &TokenHash) -> Result<bool, ApiFailure> {
+        let Some((token, Some(user))) = self.users.stored(hash).await? else {
+            return Ok(false);
+        };
+        let hash = *hash;
+        let command = Command::Access(AccessCommand::Adopt { hash, token, user });
+        self.change(move |_| Ok::<_, ApiFailure>((vec![command], ())))
+            .await?;
+        Ok(true)
+    }
+
     /// Whether a node reported lately.
     pub(crate) fn is_online(&self, node: NodeId) -> bool {
         let published = self.published.borrow();
@@ -129,7 +151,8 @@ impl Shared {
         node.is_some_and(Node::is_online)
     }
 
-    /// Looks at the cluster state, decides, and carries the commands out, all or none. Returns once the store has them.
+    /// Looks at the cluster state, decides, and carries the commands out, all or none. Returns once the store has them. It is the server's
+    /// own change: what a user or a member wants is for [`Self::change_by`].
     pub(crate) async fn change<T, E>(
         &self,
         decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E> + Send + 'static,
@@ -138,10 +161,38 @@ impl Shared {
         T: Send + 'static,
         E: From<NotCommitted> + From<Refused> + Send + 'static,
     {
+        self.change_by(Actor::Server, decide).await
+    }
+
+    /// As [`Self::change`], of somebody, whom the events name.
+    pub(crate) async fn change_by<T, E>(
+        &self,
+        by: impl Into<Actor>,
+        decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<NotCommitted> + From<Refused> + Send + 'static,
+    {
+        let by = by.into();
         // A caller who left while the request was on its way is noticed when its connection is read again, and then
         // nothing is decided.
         tokio::task::yield_now().await;
-        self.leader.change(decide).await
+        self.leader.change(by, decide).await
+    }
+
+    /// Has the leader decide something that is no command of the cluster state. Returns once the store has it.
+    pub(crate) async fn decide<T, E>(
+        &self,
+        decide: impl FnOnce(&mut Leader) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<NotCommitted> + Send + 'static,
+    {
+        // As in `change`.
+        tokio::task::yield_now().await;
+        self.leader.submit(decide).await
     }
 
     /// Waits until `look` finds something in what is published, for as long as `wait`. It looks again when the topic

@@ -45,7 +45,7 @@ pub(crate) enum AskError {
 pub(crate) enum Waiting {
     /// A reader of logs.
     Logs(Open),
-    /// A user's command.
+    /// A user's command, or a connection of theirs.
     Exec(oneshot::Sender<Answered<Upgraded>>),
     /// A call that waits for its answer.
     Answer(oneshot::Sender<Answered<Bytes>>),

@@ -26,9 +26,11 @@ use crate::bootstrap::new_incarnation;
 use crate::clock::{follow_the_wall_clock, now};
 use crate::doctor::Doctor;
 use crate::leader_handle::LeaderHandle;
-use crate::limits::{MAX_EXECS, MAX_LOG_READERS, REGISTRY_PAUSE};
+use crate::limits::{MAX_EXECS, MAX_FORWARDS, MAX_LOG_READERS, MAX_PLANS, REGISTRY_PAUSE};
 use crate::logins::Logins;
 use crate::members::Members;
+use crate::metrics::ServerMetrics;
+use crate::not_committed::NotCommitted;
 use crate::options::ServerError;
 use crate::overlay::{Overlay, watch_hubs};
 use crate::presence::Presence;
@@ -45,6 +47,8 @@ use crate::{api, commit_loop, planner_loop};
 /// What a server has whether it leads or not.
 pub(crate) struct Foundation {
     pub(crate) store: Store,
+    /// What this server counts.
+    pub(crate) metrics: Arc<ServerMetrics>,
     pub(crate) users: Users,
     pub(crate) shares: Shares,
     /// Where this server is reached.
@@ -71,6 +75,7 @@ pub(crate) struct LedTerm {
     pub(crate) router: Router,
     /// The store refused a write of the term: it is over.
     pub(crate) lost: CancellationToken,
+    metrics: Arc<ServerMetrics>,
     /// Ends what was begun in it.
     end: CancellationToken,
     tasks: [(JoinHandle<()>, &'static str); 3],
@@ -121,6 +126,7 @@ impl LedTerm {
             session: LeaderSession(new_incarnation()?.0),
             secrets: Secrets::new(store.clone(), Arc::clone(&foundation.seal)),
             store,
+            metrics: Arc::clone(&foundation.metrics),
             users: foundation.users.clone(),
             authority: foundation.authority.clone(),
             ca_changed: Arc::clone(&foundation.ca_changed),
@@ -142,6 +148,8 @@ impl LedTerm {
             topics: Topics::default(),
             log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
             execs: Arc::new(Semaphore::new(MAX_EXECS)),
+            plans: Arc::new(Semaphore::new(MAX_PLANS)),
+            forwards: Arc::new(Semaphore::new(MAX_FORWARDS)),
             reporting: Reporting::default(),
             refused: Mutex::default(),
             refused_enrollments: RefusedEnrollments::default(),
@@ -150,16 +158,27 @@ impl LedTerm {
             lost: lost.clone(),
             shutdown: end.clone(),
         });
+        let instances = cluster.instances.iter();
+        (foundation.metrics).begin_term(instances.map(|(_, instance)| instance));
         let leader = Leader::new(cluster, routes);
         let committer = tokio::spawn(commit_loop::run(Arc::clone(&shared), leader, requests));
         if let Err(error) = planner_loop::plan_all(&shared).await {
             end.cancel();
             return Err(ServerError::Settle(display::chain(&error)));
         }
+        // A store that takes no writes keeps nobody from leading.
+        let told = shared.leader.submit(move |leader| {
+            leader.begins_term(term, now());
+            Ok::<_, NotCommitted>(())
+        });
+        if let Err(error) = told.await {
+            tracing::warn!(error = %display::chain(&error), "that this server leads is no event");
+        }
         let planner = tokio::spawn(planner_loop::run(Arc::clone(&shared)));
         let hubs = tokio::spawn(watch_hubs(Arc::clone(&shared)));
         Ok(Self {
             term,
+            metrics: Arc::clone(&foundation.metrics),
             router: api::router(shared),
             lost,
             end,
@@ -179,6 +198,7 @@ impl LedTerm {
     /// Waits until its tasks have ended.
     pub(crate) async fn ended(self) {
         self.stop();
+        self.metrics.end_term();
         for (task, name) in self.tasks {
             if let Err(error) = task.await {
                 tracing::error!(%error, "the {name} task panicked");

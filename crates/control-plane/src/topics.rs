@@ -22,6 +22,8 @@ pub(crate) enum Topic {
     Member(Member),
     /// The directory of a node.
     Directory(NodeId),
+    /// Something happened.
+    Events,
 }
 
 /// The topics that have subscribers.

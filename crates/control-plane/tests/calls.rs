@@ -4,6 +4,7 @@
 mod support;
 
 use api::exec::UserFrame;
+use api::forward::ForwardFrame;
 use api::node::{ExecWanted, InstanceStats, SignalAnswer};
 use api::node::{StreamRefused, StreamRequest, StreamWanted};
 use api::user::{ExecQuery, ScaleRequest, SetSecretsRequest, SignalRequest};
@@ -217,7 +218,7 @@ async fn signals_and_stats_are_asked_of_the_node() {
     assert_eq!(refused.code(), Some("node_unsupported"));
     assert!(refused.to_string().contains("does not know signals"));
 
-    let (rows, ()) = tokio::join!(server.user.stats(None), async {
+    let (rows, ()) = tokio::join!(server.user.stats(None, None), async {
         let StreamRequest { stream, wanted } = asked(&node.client).await;
         let StreamWanted::Stats { instances } = wanted else {
             panic!("{wanted:?}");
@@ -275,5 +276,50 @@ async fn case_a_change_that_was_taken_back_while_it_waited_is_not_made() {
     set.await.unwrap();
     let rows = server.user.envs().await.unwrap();
     assert_eq!(rows[0].processes[&"web".parse().unwrap()].0, 2);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_is_forwarded_to_the_node_of_the_instance_and_refusals_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, _registry, node, ids) = running_env(folder.path()).await;
+    let (mut user, mut at_node) = tokio::join!(
+        async { server.user.forward(ids[0], 5432).await.unwrap() },
+        async {
+            let StreamRequest { stream, wanted } = asked(&node.client).await;
+            let expected = StreamWanted::Forward {
+                instance: ids[0],
+                port: 5432,
+            };
+            assert_eq!(wanted, expected);
+            node.client.open_forward(&stream).await.unwrap()
+        }
+    );
+    let frames = [
+        ForwardFrame::Opened,
+        ForwardFrame::Data(vec![b'x'; 200_000]),
+        ForwardFrame::End,
+    ];
+    for frame in frames {
+        let (sent, received) = tokio::join!(at_node.writer.send(&frame), user.reader.next());
+        sent.unwrap();
+        assert_eq!(received.unwrap(), Some(frame));
+    }
+    // The other direction goes on.
+    let late = ForwardFrame::Data(b"late".to_vec());
+    user.writer.send(&late).await.unwrap();
+    assert_eq!(at_node.reader.next().await.unwrap(), Some(late));
+    drop(user);
+    let received = tokio::time::timeout(PATIENCE, at_node.reader.next()).await;
+    assert!(matches!(received.unwrap(), Ok(None) | Err(_)));
+
+    let code = async |id, port| {
+        let refused = server.user.forward(id, port).await.unwrap_err();
+        refused.code().map(str::to_owned).unwrap()
+    };
+    assert_eq!(code(InstanceId(1), 80).await, "instance_not_found");
+    assert_eq!(code(ids[0], 0).await, "bad_request");
+    let refused = node.client.forward(ids[0], 80).await.unwrap_err();
+    assert_eq!(refused.code(), Some("forbidden"));
     server.stop().await;
 }

@@ -171,7 +171,7 @@ async fn members_that_call_measure_and_what_they_say_is_theirs_alone() {
         [
             MeasurementState::Measured,
             MeasurementState::Measured,
-            MeasurementState::NotAsked,
+            MeasurementState::TooOld,
             MeasurementState::Failed,
         ]
     );
@@ -186,14 +186,14 @@ async fn members_that_call_measure_and_what_they_say_is_theirs_alone() {
     assert_eq!(
         codes(&diagnosis),
         [
-            "not_asked",
             "measurement_failed",
             "mtu_too_large",
-            "clock_skew"
+            "clock_skew",
+            "too_old"
         ]
     );
-    assert!(diagnosis.findings[2].mend.contains("--mtu 1380"));
-    assert!(!diagnosis.findings[1].why.contains('\u{1b}'));
+    assert!(diagnosis.findings[1].mend.contains("--mtu 1380"));
+    assert!(!diagnosis.findings[0].why.contains('\u{1b}'));
     assert!(diagnosis.has_errors());
     server.stop().await;
 }

@@ -4,6 +4,7 @@
 mod support;
 
 use api::enrollment::EnrollRole;
+use api::node::{AgentSession, ReportDelta};
 use api::paths;
 use api::protocol::{PROTOCOL_HEADER, PROTOCOL_VERSION};
 use api_client::ApiClient;
@@ -30,18 +31,17 @@ async fn a_report_with_an_unknown_state_is_taken_and_logged_once() {
     let joined = server.join(EnrollRole::Node).await;
     let node = plain(&server.config.ca_pem, Some(&joined));
     let instances = [1, 2].map(|id| running(InstanceId(id))).to_vec();
-    let mut said = serde_json::to_value(report(
-        Generation {
-            counter: 1,
-            ..Generation::default()
-        },
-        instances,
-    ))
-    .unwrap();
-    said["instances"][0]["state"] = "hibernated".into();
-    for _ in 0..3 {
+    let generation = Generation {
+        counter: 1,
+        ..Generation::default()
+    };
+    for sequence in 1..=3 {
+        let all = report(generation, instances.clone());
+        let said = ReportDelta::whole(AgentSession(1), sequence, all);
+        let mut said = serde_json::to_value(said).unwrap();
+        said["instances"][0]["state"] = "hibernated".into();
         let status = post_report(&server, &node, &said.to_string()).await;
-        assert_eq!(status, StatusCode::NO_CONTENT);
+        assert_eq!(status, StatusCode::OK);
     }
     let lines = log.lines("in a way that this server does not know");
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -59,14 +59,14 @@ async fn a_message_that_cannot_be_read_is_logged_once_for_each_reason() {
     let server = Server::start(folder.path()).await;
     let joined = server.join(EnrollRole::Node).await;
     let node = plain(&server.config.ca_pem, Some(&joined));
-    let said = serde_json::to_value(report(
+    let all = report(
         Generation {
             counter: 1,
             ..Generation::default()
         },
         Vec::new(),
-    ))
-    .unwrap();
+    );
+    let said = serde_json::to_value(ReportDelta::whole(AgentSession(1), 1, all)).unwrap();
     let changed = |field: &str, value: Value| {
         let mut said = said.clone();
         said[field] = value;

@@ -6,12 +6,17 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use api::enrollment::Member;
+use api::enrollment::{EnrollRole, Member};
 use api::error_code;
-use api::user::{RolloutPhase, Scheduling};
-use model::{Generation, NodeId};
+use api::user::{CreateTokenRequest, RolloutPhase, Scheduling};
+use api_client::ClientError;
+use identity::MemberKey;
+use model::{Generation, NodeId, OrgName};
+use support::members::{enroll, member, token_of};
 use support::registry::Registry;
-use support::{Joined, ReportsAll as _, Server, env_key, eventually, manifest, report, running};
+use support::{
+    Joined, ReportsAll as _, Server, enroll_request, env_key, eventually, manifest, report, running,
+};
 use tokio::task::JoinHandle;
 
 /// A node that does what it is told, and has every disk it ever made.
@@ -172,5 +177,102 @@ async fn case_volumes_are_not_drained_without_a_word() {
     })
     .await;
     obedient.abort();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_one_org_runs_its_apps_only_and_others_leave_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let user = &server.user;
+    let org = |name: &str| name.parse::<OrgName>().unwrap();
+    for name in ["trade", "bank"] {
+        user.create_org(&org(name)).await.unwrap();
+    }
+    // By its token.
+    let request = |role, name: &str| CreateTokenRequest {
+        org: Some(org(name)),
+        ..CreateTokenRequest::new(role, 600)
+    };
+    let token = token_of(&server, &request(EnrollRole::Node, "trade")).await;
+    let key = MemberKey::generate().unwrap();
+    let joined = enroll(&server, &token, &enroll_request(&token, &key))
+        .await
+        .unwrap();
+    let Member::Node(first) = joined.member else {
+        panic!("a node became {}", joined.member);
+    };
+    let listed = user.tokens().await.unwrap();
+    assert!(listed.iter().any(|row| row.org == Some(org("trade"))));
+    let client = Joined {
+        client: member(&server, &joined, &key),
+        response: joined,
+        key_pem: key.key_pem(),
+    };
+    let obeys = obey(&client);
+    let of = async |node: NodeId| {
+        let nodes = user.nodes().await.unwrap();
+        nodes.into_iter().find(|row| row.id == node).unwrap().org
+    };
+    assert_eq!(of(first).await, Some(org("trade")));
+    let code = |error: ClientError| error.code().map(str::to_owned).unwrap();
+    for (role, name, expected) in [
+        (EnrollRole::Node, "nowhere", "org_not_found"),
+        (EnrollRole::Edge, "trade", "edge_of_an_org"),
+    ] {
+        let refused = user.create_token(&request(role, name)).await;
+        assert_eq!(code(refused.unwrap_err()), expected);
+    }
+    let removed = user.remove_org(&org("trade")).await;
+    assert_eq!(code(removed.unwrap_err()), "org_has_nodes");
+
+    // The app of another org finds no node; the reason does not say whose the node is.
+    let shop = env_key("shop", "prod");
+    let digest = registry.push("shop", "amd64", "one").await;
+    let image = format!("{}/shop@{digest}", registry.host);
+    server.deploy(&shop, &manifest("shop"), &image).await;
+    let waits = async |text: &str| {
+        let envs = user.envs().await.unwrap();
+        let env = envs.iter().find(|row| row.env == shop).unwrap();
+        let waits = env.waits.join("; ");
+        (waits.contains(text) && !waits.contains("trade")).then_some(())
+    };
+    eventually("the reason", async || {
+        waits("it runs the apps of another org only").await
+    })
+    .await;
+    assert_eq!(on(&server, first).await, 0);
+
+    // A node for all takes it, until it is given to an org.
+    let (second, two) = server.join_node().await;
+    let obeys_too = obey(&two);
+    let rests_on = async |node: NodeId, count: usize| {
+        eventually("the instances to be there", async || {
+            (on(&server, node).await == count).then_some(())
+        })
+        .await;
+    };
+    rests_on(second, 2).await;
+    user.set_node_org(first, None).await.unwrap();
+    user.set_node_org(second, Some(org("trade"))).await.unwrap();
+    rests_on(first, 2).await;
+    rests_on(second, 0).await;
+    let refused = user.set_node_org(second, Some(org("nowhere"))).await;
+    assert_eq!(code(refused.unwrap_err()), "org_not_found");
+    let refused = user.set_node_org(NodeId(99), None).await;
+    assert_eq!(code(refused.unwrap_err()), "node_not_found");
+    // Its own org's app goes there.
+    user.move_app(&shop.app, &org("trade")).await.unwrap();
+    user.set_node_org(first, Some(org("bank"))).await.unwrap();
+    rests_on(second, 2).await;
+    obeys.abort();
+    obeys_too.abort();
+    server.stop().await;
+
+    // It is stored.
+    let server = Server::start(folder.path()).await;
+    let nodes = server.user.nodes().await.unwrap();
+    let orgs: Vec<_> = nodes.iter().map(|row| row.org.clone()).collect();
+    assert_eq!(orgs, [Some(org("bank")), Some(org("trade"))]);
     server.stop().await;
 }

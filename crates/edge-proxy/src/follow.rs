@@ -11,6 +11,7 @@ use api::edge::RouteTable;
 use api::enrollment::{EnrollRole, Hardware};
 use api_client::{ApiClient, ClientError};
 use membership::{Applicant, JoinError, Membership};
+use metrics::Waits;
 use state_file::StateFileError;
 
 use crate::forward::Edge;
@@ -22,6 +23,7 @@ use crate::{EdgeError, EdgeOptions};
 pub(crate) fn take_kept(edge: &Edge, data_dir: &Path) -> Result<KeptRoutes, StateFileError> {
     let kept = KeptRoutes::open(data_dir, &edge.routes)?;
     let hosts = edge.routes.hosts();
+    edge.metrics.hosts.set(hosts_of(edge));
     if hosts > 0 {
         let generation = edge.routes.generation().counter;
         tracing::info!(generation, hosts, "serving the routes kept on disk");
@@ -65,8 +67,13 @@ pub(crate) fn applicant(options: &EdgeOptions) -> Applicant {
     }
 }
 
-/// Follows the server's table for ever. While the server is out of reach, the last one serves.
-pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, kept: KeptRoutes) {
+/// Follows the server's table for ever; with the first one, what waited for it is over. While the server is out of reach, the last one serves.
+pub(crate) async fn follow(
+    edge: Arc<Edge>,
+    client: ApiClient,
+    kept: KeptRoutes,
+    mut first: Option<Waits>,
+) {
     let kept = Arc::new(Mutex::new(kept));
     let mut pause = FIRST_POLL_RETRY;
     // The last error, which is logged once.
@@ -81,6 +88,7 @@ pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, kept: KeptRoutes)
                 pause = FIRST_POLL_RETRY;
                 let Some(table) = news else { continue };
                 if take(&edge, &kept, table).await {
+                    drop(first.take());
                     continue;
                 }
             }
@@ -98,6 +106,10 @@ pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, kept: KeptRoutes)
         tokio::time::sleep(pause).await;
         pause = longer(pause);
     }
+}
+
+fn hosts_of(edge: &Edge) -> i64 {
+    i64::try_from(edge.routes.hosts()).unwrap_or(i64::MAX)
 }
 
 fn longer(pause: Duration) -> Duration {
@@ -123,6 +135,7 @@ async fn take(edge: &Arc<Edge>, kept: &Arc<Mutex<KeptRoutes>>, table: RouteTable
             "cannot read the route of a host, so it leads where it led; upgrade `platform` on the edge"
         );
     }
+    edge.metrics.hosts.set(hosts_of(edge));
     edge.backends
         .keep_only(|address| edge.routes.leads_to(address));
     tracing::info!(

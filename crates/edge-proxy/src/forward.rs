@@ -23,20 +23,35 @@ use crate::answer::{self, RequestId};
 use crate::backend::{Backends, ConnectError, Lease};
 use crate::headers::{self, AskedHost};
 use crate::limits::{MAX_ATTEMPTS, REQUEST_STALL_TIMEOUT, RESPONSE_HEAD_TIMEOUT};
+use crate::metrics::{EdgeMetrics, Failure, Unrouted};
 use crate::proxy_header;
 use crate::request_body::Upload;
 use crate::response_body::{AnswerBody, BackendBody};
 use crate::routes::{HostRoute, Routes};
 
 /// What all connections share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Edge {
+    pub(crate) metrics: EdgeMetrics,
     pub(crate) routes: Routes,
     pub(crate) backends: Arc<Backends>,
     /// Upgraded connections.
     pub(crate) tunnels: TaskTracker,
     /// Ends the tunnels.
     pub(crate) end_tunnels: CancellationToken,
+}
+
+impl Default for Edge {
+    fn default() -> Self {
+        let metrics = EdgeMetrics::default();
+        Self {
+            routes: Routes::new(metrics.series()),
+            metrics,
+            backends: Arc::default(),
+            tunnels: TaskTracker::new(),
+            end_tunnels: CancellationToken::new(),
+        }
+    }
 }
 
 /// The two ends of a client's connection.
@@ -62,6 +77,17 @@ enum NoAnswer {
     ClientStalled,
 }
 
+impl NoAnswer {
+    fn kind(&self) -> Failure {
+        match self {
+            Self::Connect(..) => Failure::Connect,
+            Self::Broken(..) => Failure::Broken,
+            Self::TooLate(_) => Failure::Timeout,
+            Self::ClientStalled => Failure::Client,
+        }
+    }
+}
+
 /// Answers one request, whatever happens.
 pub(crate) async fn answer(
     edge: Arc<Edge>,
@@ -72,6 +98,7 @@ pub(crate) async fn answer(
     let host = match headers::asked_host(&request) {
         Ok(host) => host,
         Err(error) => {
+            edge.metrics.unrouted(Unrouted::BadRequest);
             return answer::plain(
                 StatusCode::BAD_REQUEST,
                 &error.to_string(),
@@ -80,6 +107,7 @@ pub(crate) async fn answer(
         }
     };
     if request.method() == Method::CONNECT {
+        edge.metrics.unrouted(Unrouted::BadRequest);
         return answer::plain(
             StatusCode::METHOD_NOT_ALLOWED,
             "CONNECT is not offered",
@@ -90,13 +118,24 @@ pub(crate) async fn answer(
     let path = request.uri().path().to_owned();
     let response = match edge.routes.find(&host.name) {
         None if edge.routes.generation() == Generation::default() => {
+            edge.metrics.unrouted(Unrouted::NoRoutesYet);
             let id = RequestId::next();
             tracing::warn!(request = %id, host = host.name, "this edge knows no route yet");
             answer::no_routes_yet(id)
         }
-        None => answer::unknown_host(&host.name),
-        Some(to) if to.route.backends.is_empty() => none_ready(&host.name, &to),
-        Some(to) => forward(&edge, ends, &host, &to, request).await,
+        None => {
+            edge.metrics.unrouted(Unrouted::UnknownHost);
+            answer::unknown_host(&host.name)
+        }
+        Some(to) => {
+            let response = if to.route.backends.is_empty() {
+                none_ready(&host.name, &to)
+            } else {
+                forward(&edge, ends, &host, &to, request).await
+            };
+            to.counted.answered(response.status(), started.elapsed());
+            response
+        }
     };
     tracing::debug!(
         client = %ends.client, host = host.name, %method, path,
@@ -128,7 +167,7 @@ async fn forward(
     let may_reuse = safe && body.is_end_stream() && upgrade.is_none() && proxy_header.is_none();
     // The header names one client: its connection is never another's.
     let may_keep = proxy_header.is_none();
-    let upload = Upload::new(body);
+    let upload = Upload::new(body, to.counted.received.clone());
 
     let mut addresses = to.in_turn();
     edge.backends.failed_last(&mut addresses);
@@ -154,10 +193,13 @@ async fn forward(
                     return switch(edge, client_upgrade, response, address);
                 }
                 *response.version_mut() = Version::HTTP_11;
-                return response
-                    .map(|body| Either::Left(BackendBody::new(body, may_keep.then_some(lease))));
+                let lease = may_keep.then_some(lease);
+                return response.map(|body| {
+                    Either::Left(BackendBody::new(body, lease, to.counted.sent.clone()))
+                });
             }
             Err(error) => {
+                to.counted.failed(error.kind());
                 let harmless = match &error {
                     NoAnswer::Connect(..) => true,
                     NoAnswer::Broken(_, error) => safe || error.is_canceled(),
@@ -265,7 +307,9 @@ fn switch(
     };
     let backend = hyper::upgrade::on(&mut response);
     let end = edge.end_tunnels.clone();
+    let open = edge.metrics.tunnels.clone();
     edge.tunnels.spawn(async move {
+        open.inc();
         let joined = async {
             let (client, backend) = tokio::try_join!(client, backend)?;
             let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
@@ -279,6 +323,7 @@ fn switch(
             },
             () = end.cancelled() => {}
         }
+        open.dec();
     });
     response.map(|_| Either::Right(Full::default()))
 }

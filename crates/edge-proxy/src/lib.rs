@@ -15,6 +15,7 @@ mod headers;
 mod kept_routes;
 mod limits;
 mod listener;
+mod metrics;
 mod overlay_link;
 mod proxy_header;
 mod request_body;
@@ -30,10 +31,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::metrics::Readiness;
 use api::member::OverlayReport;
 use api_client::ClientError;
 use blocking_work::blocking;
 use membership::{JoinError, Membership, OverlayState};
+use model::Generation;
 use overlay_member::OverlayMember;
 use state_file::StateFileError;
 use tokio::net::TcpListener;
@@ -57,6 +60,8 @@ pub struct EdgeOptions {
     pub name: String,
     /// Region the machine is in.
     pub region: String,
+    /// Where it tells metrics and readiness; nowhere by default.
+    pub metrics_listen: Option<SocketAddr>,
     /// How its peers reach it, as far as its operator says.
     pub underlay: membership::UnderlayOptions,
 }
@@ -72,6 +77,9 @@ pub enum EdgeError {
         /// Why not.
         source: io::Error,
     },
+    /// The address of its metrics is taken, or not this machine's.
+    #[error(transparent)]
+    Metrics(#[from] ::metrics::CannotListen),
     /// Another edge runs on the same data folder, or is about to join there.
     #[error("another edge runs on {}", .0.display())]
     Busy(PathBuf),
@@ -115,6 +123,7 @@ impl EdgeError {
             })),
             Self::Join(JoinError::State(_) | JoinError::KeysDamaged { .. })
             | Self::Listen { .. }
+            | Self::Metrics(_)
             | Self::Folder { .. }
             | Self::State(_)
             | Self::Overlay(_)
@@ -222,6 +231,12 @@ pub async fn serve(
     let edge = Arc::new(forward::Edge::default());
     let (serving_soon, data_dir) = (Arc::clone(&edge), options.data_dir.clone());
     let kept = blocking(move || follow::take_kept(&serving_soon, &data_dir)).await?;
+    let readiness = Readiness::default();
+    let mut registry = ::metrics::registry("edge", env!("CARGO_PKG_VERSION"));
+    edge.metrics.register(&mut registry);
+    let first_routes = (edge.routes.generation() == Generation::default())
+        .then(|| readiness.waits_for("the first route table"));
+    let _told = ::metrics::start(options.metrics_listen, registry, readiness.clone()).await?;
     tracing::info!(listen = %options.listen, "serving");
 
     let following = {
@@ -249,7 +264,7 @@ pub async fn serve(
             let (overlay, state) = watch::channel(overlay);
             let reported = report.subscribe();
             tokio::join!(
-                follow::follow(edge, client.clone(), kept),
+                follow::follow(edge, client.clone(), kept, first_routes),
                 membership::keep(
                     membership,
                     options.data_dir,
@@ -265,7 +280,13 @@ pub async fn serve(
     };
     // Ends when asked to, or when it cannot become a member.
     let serving = shutdown.child_token();
-    let mut served = std::pin::pin!(listener::serve(edge, listener, serving.clone()));
+    let mut served = std::pin::pin!(async {
+        let ending = async {
+            serving.cancelled().await;
+            readiness.ends();
+        };
+        tokio::join!(listener::serve(edge, listener, serving.clone()), ending);
+    });
     let result = tokio::select! {
         () = &mut served => return Ok(()),
         result = following => result,

@@ -29,10 +29,13 @@ pub(crate) async fn serve(edge: Arc<Edge>, listener: TcpListener, shutdown: Canc
         let edge = Arc::clone(&edge);
         let (shutdown, cut_off) = (shutdown.clone(), cut_off.clone());
         connections.spawn(async move {
+            let open = edge.metrics.connections.clone();
+            open.inc();
             tokio::select! {
                 () = serve_client(edge, stream, client, shutdown) => {}
                 () = cut_off.cancelled() => {}
             }
+            open.dec();
             drop(place);
         });
     }

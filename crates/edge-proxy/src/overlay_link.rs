@@ -39,20 +39,36 @@ pub(crate) struct EdgeAttachment {
     pub(crate) link: String,
 }
 
+impl EdgeAttachment {
+    /// Absent: the edge has no number yet.
+    fn link_of(&self, state: &OverlayState) -> Option<EdgeLink> {
+        Some(EdgeLink {
+            link: self.link.clone(),
+            cluster_prefix: state.cluster_prefix,
+            edge: state.number?,
+            mtu: state.mtu,
+        })
+    }
+}
+
 impl Attachment for EdgeAttachment {
     fn attach<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, Result<(), NetworkError>> {
         async move {
             // Without a number there is no interface.
-            let Some(edge) = state.number else {
-                return Ok(());
-            };
-            let link = EdgeLink {
-                link: self.link.clone(),
-                cluster_prefix: state.cluster_prefix,
-                edge,
-                mtu: state.mtu,
-            };
-            link.ensure().await
+            match self.link_of(state) {
+                Some(link) => link.ensure().await,
+                None => Ok(()),
+            }
+        }
+        .boxed()
+    }
+
+    fn is_attached<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, bool> {
+        async move {
+            match self.link_of(state) {
+                Some(link) => link.is_attached().await,
+                None => true,
+            }
         }
         .boxed()
     }

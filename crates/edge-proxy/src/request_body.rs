@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use prometheus_client::metrics::counter::Counter;
 
 /// The client's body. Attempts to reach a backend read it, one after another.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) struct Upload {
     /// Whether an attempt has read a frame: then no other backend can get the whole body.
     is_started: AtomicBool,
     progress: Mutex<Progress>,
+    /// Bytes that came from clients.
+    received: Counter,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +41,7 @@ pub(crate) enum UploadError {
 }
 
 impl Upload {
-    pub(crate) fn new(body: Incoming) -> Arc<Self> {
+    pub(crate) fn new(body: Incoming, received: Counter) -> Arc<Self> {
         Arc::new(Self {
             body: Mutex::new(body),
             attempt: AtomicU64::new(0),
@@ -47,6 +50,7 @@ impl Upload {
                 at: Instant::now(),
                 waits_for_client: false,
             }),
+            received,
         })
     }
 
@@ -106,8 +110,10 @@ impl Body for ClientBody {
                     at: Instant::now(),
                     waits_for_client: false,
                 };
-                if frame.is_some() {
+                if let Some(frame) = &frame {
                     upload.is_started.store(true, Ordering::SeqCst);
+                    let data = frame.as_ref().ok().and_then(|frame| frame.data_ref());
+                    upload.received.inc_by(data.map_or(0, Bytes::len) as u64);
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(UploadError::Client)))
             }

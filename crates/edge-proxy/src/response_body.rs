@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use prometheus_client::metrics::counter::Counter;
 
 use crate::backend::Lease;
 
@@ -17,11 +18,13 @@ pub(crate) type AnswerBody = Either<BackendBody, Full<Bytes>>;
 pub(crate) struct BackendBody {
     body: Incoming,
     lease: Option<Lease>,
+    /// Bytes that go to clients.
+    sent: Counter,
 }
 
 impl BackendBody {
-    pub(crate) fn new(body: Incoming, lease: Option<Lease>) -> Self {
-        Self { body, lease }
+    pub(crate) fn new(body: Incoming, lease: Option<Lease>, sent: Counter) -> Self {
+        Self { body, lease, sent }
     }
 
     fn release(&mut self) {
@@ -40,8 +43,13 @@ impl Body for BackendBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(None) = polled {
-            self.release();
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.sent.inc_by(bytes as u64);
+            }
+            Poll::Ready(None) => self.release(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         polled
     }

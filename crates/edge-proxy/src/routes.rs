@@ -9,7 +9,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use api::Unreadable;
 use api::edge::{HasRoutes, Route, RouteTable};
-use model::{Generation, LeaderSession, Term};
+use model::{EnvKey, Generation, LeaderSession, Term};
+
+use crate::metrics::{EnvMetrics, EnvSeries};
 
 /// The table in use. It is changed in place: a change costs what it changes.
 #[derive(Debug, Default)]
@@ -29,6 +31,9 @@ struct Table {
     unreadable: BTreeMap<String, Unreadable>,
     /// How many routes have a backend at this address.
     backends: BTreeMap<SocketAddr, usize>,
+    /// How many routes lead to the env, and what is counted of it.
+    envs: BTreeMap<EnvKey, (usize, EnvMetrics)>,
+    series: EnvSeries,
 }
 
 impl Table {
@@ -43,16 +48,41 @@ impl Table {
                 }
             }
         }
-        let Some(route) = route else { return };
+        // Before the old one goes: the env's counters go on where both lead to it.
+        let counted = route.as_ref().map(|route| {
+            let series = &self.series;
+            let (routes, counted) = (self.envs)
+                .entry(route.env.clone())
+                .or_insert_with(|| (0, series.of(&route.env)));
+            *routes += 1;
+            counted.clone()
+        });
+        if let Some(before) = &before {
+            self.leads_less_to(&before.route.env);
+        }
+        let (Some(route), Some(counted)) = (route, counted) else {
+            return;
+        };
         let turn = before.map_or(0, |before| before.turn.load(Ordering::Relaxed));
         let after = HostRoute {
             route,
             turn: AtomicUsize::new(turn),
+            counted,
         };
         for address in after.addresses() {
             *self.backends.entry(address).or_default() += 1;
         }
         self.hosts.insert(host.to_owned(), Arc::new(after));
+    }
+
+    fn leads_less_to(&mut self, env: &EnvKey) {
+        if let Some((routes, _)) = self.envs.get_mut(env) {
+            *routes -= 1;
+            if *routes == 0 {
+                self.envs.remove(env);
+                self.series.remove(env);
+            }
+        }
     }
 }
 
@@ -61,6 +91,8 @@ impl Table {
 pub(crate) struct HostRoute {
     pub(crate) route: Route,
     turn: AtomicUsize,
+    /// What is counted of its env.
+    pub(crate) counted: EnvMetrics,
 }
 
 impl HostRoute {
@@ -81,6 +113,17 @@ impl HostRoute {
 }
 
 impl Routes {
+    /// Without any route; envs are counted in these series.
+    pub(crate) fn new(series: EnvSeries) -> Self {
+        let table = Table {
+            series,
+            ..Table::default()
+        };
+        Self {
+            table: RwLock::new(table),
+        }
+    }
+
     /// Takes a newer table, or what changed since the one in use, or the whole one of another session; false: it is none of these, or of a leader
     /// that was taken for dead.
     pub(crate) fn take(&self, new: &RouteTable) -> bool {

@@ -597,6 +597,7 @@ async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
         ),
         name: "edge".to_owned(),
         region: "home".to_owned(),
+        metrics_listen: None,
         underlay: membership::UnderlayOptions::default(),
     };
     let running = tokio::spawn(crate::run(options, shutdown.clone()));
@@ -645,6 +646,7 @@ async fn an_edge_that_can_never_join_says_what_it_needs() {
         token: None,
         name: "edge".to_owned(),
         region: "home".to_owned(),
+        metrics_listen: None,
         underlay: membership::UnderlayOptions::default(),
     };
     let error = soon(Box::pin(crate::run(options, CancellationToken::new())))

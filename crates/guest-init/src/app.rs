@@ -38,8 +38,13 @@ impl App {
             Init::Platform => {
                 let namespace = start_platform_init(config, user, output.as_fd(), error.as_fd())?;
                 let place = Namespaces::Main(&namespace);
-                let pid = start_main(config, user, place, output, error)
-                    .inspect_err(|_| namespace.kill())?;
+                let start = if config.attached {
+                    start_placeholder
+                } else {
+                    start_main
+                };
+                let pid =
+                    start(config, user, place, output, error).inspect_err(|_| namespace.kill())?;
                 (pid, namespace)
             }
             Init::Image => {
@@ -70,6 +75,33 @@ fn start_main(
         user,
         cgroup: Some(APP_CGROUP),
         executable: Executable::Image,
+        namespaces,
+    };
+    spawn::spawn(
+        &program,
+        Streams::Pipes {
+            input: None,
+            output,
+            error,
+        },
+    )
+}
+
+/// Starts what holds the place of the main process until a session is the app.
+fn start_placeholder(
+    config: &BootConfig,
+    user: &User,
+    namespaces: Namespaces<'_>,
+    output: OwnedFd,
+    error: OwnedFd,
+) -> Result<i32, StartError> {
+    let program = Program {
+        argv: &[namespace_init::PLACEHOLDER.to_owned()],
+        environment: &config.environment,
+        working_dir: &config.working_dir,
+        user,
+        cgroup: Some(APP_CGROUP),
+        executable: Executable::NamespaceInit,
         namespaces,
     };
     spawn::spawn(

@@ -32,6 +32,8 @@ pub(crate) const R10: Register = 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Label {
     End,
+    Stranger,
+    Private,
     Steer,
     Passive,
     State,

@@ -11,10 +11,11 @@
 //! IPv6 pays for a look into one hash map per connection.
 //!
 //! Who listens on `0.0.0.0` wants to be reached by all. Who listens on loopback (`127.0.0.1`, `::1`) wants not to be,
-//! unless the manifest declares the port.
+//! unless the manifest declares the port. The node's root is let in all the same, for `platform forward`: a connection from the node's
+//! address and from a reserved port (below 1024).
 //!
 //! The programs are assembled here, by hand: there is no compiler and no loader for them in this workspace, and they are
-//! eighty instructions. Absent on purpose: UDP.
+//! hundred and thirty instructions. Absent on purpose: UDP.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -26,11 +27,20 @@ use crate::sys::{self, BpfMap};
 /// Most ports with a count. A port keeps its count for good, so that no end of a listener is missed. Listeners on further
 /// ports are not forwarded to.
 const MAX_PORTS: u32 = 8192;
+/// Most ports with a count of listeners on loopback that the manifest does not declare. Programs open many of them for a moment: the
+/// kernel drops the count that was not used for longest, and the node does not reach that listener then.
+const MAX_PRIVATE_PORTS: u32 = 1024;
+/// Bytes of such a count.
+const PRIVATE_BYTES: u32 = 4;
+/// The part of a port, as the kernel has it in network order in a number of this machine, that is 0 in a reserved one: in its first byte, all
+/// but the lowest two bits.
+const NOT_RESERVED: i32 = 0xfc;
 /// Bytes of a port's counts: one number of 4 bytes for each [`Count`].
 const COUNTS_BYTES: u32 = 16;
 
 // From linux/bpf.h.
 const BPF_MAP_TYPE_HASH: u32 = 1;
+const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_NOEXIST: i32 = 1;
@@ -65,6 +75,8 @@ enum Count {
 mod lookup {
     pub(super) const FAMILY: i16 = 8;
     pub(super) const PROTOCOL: i16 = 12;
+    pub(super) const REMOTE_IP6: i16 = 20;
+    pub(super) const REMOTE_PORT: i16 = 36;
     pub(super) const LOCAL_IP6: i16 = 44;
     pub(super) const LOCAL_PORT: i16 = 60;
 }
@@ -91,8 +103,30 @@ fn words(address: Ipv6Addr) -> [i32; 4] {
     [word(0), word(4), word(8), word(12)]
 }
 
-/// Names the forwarder's listener for a new connection to a port of the instance's address that has no listener there.
-fn lookup_program(address: Ipv6Addr, ports: &BpfMap, forwarder: &BpfMap) -> Vec<[u8; 8]> {
+/// The address of the node of an instance: the first of its /64 (ADR 0004).
+fn node_of(address: Ipv6Addr) -> Ipv6Addr {
+    let [a, b, c, d, ..] = address.segments();
+    Ipv6Addr::new(a, b, c, d, 0, 0, 0, 1)
+}
+
+/// What the programs count and look up.
+struct Maps {
+    /// By port: its [`Count`]s.
+    ports: BpfMap,
+    /// By port: listeners on loopback, where `ports` has no counts.
+    private: BpfMap,
+    /// The forwarder's listener.
+    forwarder: BpfMap,
+}
+
+/// Names the forwarder's listener for a new connection to a port of the instance's address that has no listener there. R9 says whether the
+/// node's root makes it.
+fn lookup_program(address: Ipv6Addr, maps: &Maps) -> Vec<[u8; 8]> {
+    let Maps {
+        ports,
+        private,
+        forwarder,
+    } = maps;
     let mut program = Assembler::default();
     program.copy(R6, R1);
     program.load(R2, R6, lookup::FAMILY);
@@ -103,20 +137,38 @@ fn lookup_program(address: Ipv6Addr, ports: &BpfMap, forwarder: &BpfMap) -> Vec<
         program.load(R2, R6, offset);
         program.goto_if_not_equal(R2, word, Label::End);
     }
+    program.set(R9, 0);
+    for (offset, word) in (lookup::REMOTE_IP6..)
+        .step_by(4)
+        .zip(words(node_of(address)))
+    {
+        program.load(R2, R6, offset);
+        program.goto_if_not_equal(R2, word, Label::Stranger);
+    }
+    program.load(R2, R6, lookup::REMOTE_PORT);
+    program.and(R2, NOT_RESERVED);
+    program.goto_if_not_equal(R2, 0, Label::Stranger);
+    program.set(R9, 1);
+    program.label(Label::Stranger);
     program.load(R2, R6, lookup::LOCAL_PORT);
     program.store(R10, -4, R2);
-    program.set_map(R1, ports);
-    program.copy(R2, R10);
-    program.add(R2, -4);
-    program.call(Helper::MapLookup);
-    program.goto_if_null(R0, Label::End);
+    look_up(&mut program, ports);
+    program.goto_if_null(R0, Label::Private);
     program.load(R1, R0, Count::Ipv6 as i16);
     program.goto_if_not_equal(R1, 0, Label::End);
     program.load(R1, R0, Count::Ipv4 as i16);
     program.goto_if_not_equal(R1, 0, Label::Steer);
     program.load(R1, R0, Count::Loopback as i16);
-    program.goto_if_equal(R1, 0, Label::End);
+    program.goto_if_equal(R1, 0, Label::Private);
     program.load(R1, R0, Count::Declared as i16);
+    program.goto_if_not_equal(R1, 0, Label::Steer);
+    program.goto_if_equal(R9, 1, Label::Steer);
+    program.goto(Label::End);
+    program.label(Label::Private);
+    program.goto_if_equal(R9, 0, Label::End);
+    look_up(&mut program, private);
+    program.goto_if_null(R0, Label::End);
+    program.load(R1, R0, 0);
     program.goto_if_equal(R1, 0, Label::End);
     program.label(Label::Steer);
     program.store_value(R10, -4, 0);
@@ -136,7 +188,8 @@ fn lookup_program(address: Ipv6Addr, ports: &BpfMap, forwarder: &BpfMap) -> Vec<
 }
 
 /// Counts the listeners of the network namespace with this cookie. R7 has what is added, R9 the count.
-fn count_program(address: Ipv6Addr, ipv4: Ipv4Addr, cookie: u64, ports: &BpfMap) -> Vec<[u8; 8]> {
+fn count_program(address: Ipv6Addr, ipv4: Ipv4Addr, cookie: u64, maps: &Maps) -> Vec<[u8; 8]> {
+    let Maps { ports, private, .. } = maps;
     let mut program = Assembler::default();
     program.copy(R6, R1);
     program.load(R2, R6, ops::OP);
@@ -224,9 +277,9 @@ fn count_program(address: Ipv6Addr, ipv4: Ipv4Addr, cookie: u64, ports: &BpfMap)
     program.store(R10, -4, R2);
     look_up(&mut program, ports);
     program.goto_unless_null(R0, Label::Add);
-    // The first listener of this port. One on loopback counts for declared ports only, and these have an entry.
+    // The first listener of this port. Declared ports have an entry: one on loopback is the app's own.
+    program.goto_if_equal(R9, Count::Loopback as i32, Label::Private);
     program.goto_if_equal(R7, -1, Label::End);
-    program.goto_if_equal(R9, Count::Loopback as i32, Label::End);
     for offset in [-24, -20, -16, -12] {
         program.store_value(R10, offset, 0);
     }
@@ -239,6 +292,22 @@ fn count_program(address: Ipv6Addr, ipv4: Ipv4Addr, cookie: u64, ports: &BpfMap)
     program.call(Helper::MapUpdate);
     look_up(&mut program, ports);
     program.goto_if_null(R0, Label::End);
+    program.goto(Label::Add);
+
+    program.label(Label::Private);
+    program.set(R9, 0);
+    look_up(&mut program, private);
+    program.goto_unless_null(R0, Label::Add);
+    program.goto_if_equal(R7, -1, Label::End);
+    program.store_value(R10, -24, 1);
+    program.set_map(R1, private);
+    program.copy(R2, R10);
+    program.add(R2, -4);
+    program.copy(R3, R10);
+    program.add(R3, -24);
+    program.set(R4, BPF_NOEXIST);
+    program.call(Helper::MapUpdate);
+    program.goto(Label::End);
 
     program.label(Label::Add);
     program.add_register(R0, R9);
@@ -263,8 +332,7 @@ fn look_up(program: &mut Assembler, ports: &BpfMap) {
 
 /// The programs at work; they end when this value is dropped.
 pub(crate) struct Steering {
-    _ports: BpfMap,
-    _forwarder: BpfMap,
+    _maps: Maps,
     _links: [OwnedFd; 2],
 }
 
@@ -295,15 +363,27 @@ impl Steering {
             counts[Count::Declared as usize..].copy_from_slice(&1_u32.to_ne_bytes());
             ports.set(&u32::from(port).to_ne_bytes(), &counts)?;
         }
-        let sockets = BpfMap::create(BPF_MAP_TYPE_SOCKMAP, 4, 4, 1, 0)?;
-        sockets.set(&[0; 4], &forwarder.as_raw_fd().to_ne_bytes())?;
+        let private = BpfMap::create(
+            BPF_MAP_TYPE_LRU_HASH,
+            4,
+            PRIVATE_BYTES,
+            MAX_PRIVATE_PORTS,
+            0,
+        )?;
+        let forwarding = BpfMap::create(BPF_MAP_TYPE_SOCKMAP, 4, 4, 1, 0)?;
+        forwarding.set(&[0; 4], &forwarder.as_raw_fd().to_ne_bytes())?;
         let cookie = sys::network_namespace_cookie(forwarder)?;
         let attach = |kind, attach, program: &[[u8; 8]], target| {
             let program = sys::bpf_program(kind, attach, program)?;
             sys::bpf_link(program.as_fd(), target, attach)
         };
-        let count = count_program(address, ipv4, cookie, &ports);
-        let lookup = lookup_program(address, &ports, &sockets);
+        let maps = Maps {
+            ports,
+            private,
+            forwarder: forwarding,
+        };
+        let count = count_program(address, ipv4, cookie, &maps);
+        let lookup = lookup_program(address, &maps);
         let links = [
             attach(BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS, &count, cgroup)?,
             attach(
@@ -314,8 +394,7 @@ impl Steering {
             )?,
         ];
         Ok(Self {
-            _ports: ports,
-            _forwarder: sockets,
+            _maps: maps,
             _links: links,
         })
     }
@@ -353,8 +432,9 @@ mod tests {
             rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET).ok()?;
         }
         // The kernel answers before the route to a new address of IPv6 is there.
+        let node = super::node_of(ADDRESS);
         let script = format!(
-            "ip link set lo up; ip addr add {ADDRESS}/128 dev lo nodad; ip addr add {IPV4}/32 dev lo
+            "ip link set lo up; ip addr add {node}/128 dev lo nodad; ip addr add {ADDRESS}/128 dev lo nodad; ip addr add {IPV4}/32 dev lo
              for try in $(seq 1000); do
                  if ip -6 route show table local | grep -q {ADDRESS}; then exit; fi
                  sleep 0.01
@@ -448,6 +528,52 @@ mod tests {
             }
             assert_eq!(reached(port), "nobody", "after {text}");
         }
+
+        // The node's root, from a reserved port, reaches what listens on loopback too; nobody else does.
+        let reached_from = |from: Ipv6Addr, reserved: bool, port: u16| {
+            use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+            let dialled = |port_of_ours: u16| {
+                let socket = socket(AddressFamily::INET6, SocketType::STREAM, None)?;
+                sockopt::set_socket_reuseaddr(&socket, true)?;
+                bind(&socket, &SocketAddr::from((from, port_of_ours)))?;
+                connect(&socket, &SocketAddr::from((ADDRESS, port)))?;
+                Ok::<_, rustix::io::Errno>(socket)
+            };
+            // One that was used a moment ago is not free towards the same port.
+            let ports = if reserved { 900..1024 } else { 0..1 };
+            for ours in ports {
+                match dialled(ours) {
+                    Ok(_open) => {
+                        return match forwarder.accept() {
+                            Ok(_) => "forwarder",
+                            Err(_) => "app",
+                        };
+                    }
+                    Err(rustix::io::Errno::ADDRNOTAVAIL | rustix::io::Errno::ADDRINUSE) => {}
+                    Err(rustix::io::Errno::CONNREFUSED) => return "nobody",
+                    Err(error) => panic!("from {from}: {error}"),
+                }
+            }
+            panic!("no port is free");
+        };
+        let node = super::node_of(ADDRESS);
+        for (address, port) in [("127.0.0.1", 7071), ("[::1]", 7071), ("127.0.0.1", 7070)] {
+            for _ in 0..2 {
+                assert_eq!(reached_from(node, true, port), "nobody");
+                let listener = TcpListener::bind(format!("{address}:{port}")).unwrap();
+                assert_eq!(reached_from(node, true, port), "forwarder");
+                assert_eq!(reached_from(node, false, port), "nobody");
+                assert_eq!(reached_from(ADDRESS, true, port), "nobody");
+                let second = TcpListener::bind(format!("127.0.0.2:{port}")).unwrap();
+                drop(listener);
+                assert_eq!(reached_from(node, true, port), "forwarder");
+                drop(second);
+                assert_eq!(reached_from(node, true, port), "nobody");
+            }
+        }
+        let open = TcpListener::bind("[::]:7071").unwrap();
+        assert_eq!(reached_from(node, true, 7071), "app");
+        drop(open);
 
         // First on IPv4, with an open connection, then on IPv6 too, and back.
         let v4 = TcpListener::bind("0.0.0.0:8080").unwrap();

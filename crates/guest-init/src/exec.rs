@@ -112,6 +112,19 @@ impl Session {
         self.pid == Some(pid)
     }
 
+    /// How the command ended, where it did.
+    pub(crate) fn status(&self) -> Option<ExitEvent> {
+        self.status.clone()
+    }
+
+    /// Sends a signal to the command and what it started.
+    pub(crate) fn signal(&self, signal: i32) {
+        if let Some(pid) = self.pid {
+            // It may have ended just now.
+            let _ = sys::kill(-pid, signal);
+        }
+    }
+
     /// Whether the session is finished.
     pub(crate) fn is_over(&self) -> bool {
         self.over
@@ -224,9 +237,8 @@ impl Session {
                 }
             }
             HostFrame::Signal { signal } => {
-                if let (Some(pid), Some(signal)) = (self.pid, signals::number(&signal)) {
-                    // It may have ended just now.
-                    let _ = sys::kill(-pid, signal);
+                if let Some(signal) = signals::number(&signal) {
+                    self.signal(signal);
                 }
             }
             _ => {}
@@ -319,7 +331,11 @@ impl Session {
     ) -> Result<i32, StartError> {
         let cgroup = cgroup(beside.main);
         let program = Program {
-            argv: &self.request.argv,
+            argv: if self.request.main {
+                &beside.config.argv
+            } else {
+                &self.request.argv
+            },
             environment,
             working_dir: &beside.config.working_dir,
             user: beside.user,

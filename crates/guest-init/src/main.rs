@@ -67,6 +67,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
         Some(namespace_init::NAME) => return namespace_init::run(),
+        Some(namespace_init::PLACEHOLDER) => namespace_init::hold_place(),
         Some(modules::MODPROBE) => {
             return if modules::modprobe(arguments) {
                 ExitCode::SUCCESS

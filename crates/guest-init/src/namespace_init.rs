@@ -20,6 +20,8 @@ use crate::sys;
 
 /// The name that it is started under.
 pub(crate) const NAME: &str = "platform-init";
+/// The name of the process that stands in the place of the app's main process, where a session is what the guest is for.
+pub(crate) const PLACEHOLDER: &str = "platform-placeholder";
 /// The main process's pid in the namespace: it is the first one after PID 1. The kernel gives it to no other process as
 /// long as the namespace lives: it counts up, and starts again at 300.
 pub(crate) const MAIN: i32 = 2;
@@ -42,6 +44,15 @@ pub(crate) fn run() -> ExitCode {
             // The main process may have ended just now, or have become another user's.
             signal => drop(sys::kill(MAIN, signal)),
         }
+    }
+}
+
+/// Does nothing until it is killed. Every signal must be blocked.
+pub(crate) fn hold_place() -> ! {
+    // For `ps`.
+    let _ = rustix::thread::set_name(c"placeholder");
+    loop {
+        sys::next_signal();
     }
 }
 

@@ -362,6 +362,7 @@ mod tests {
             secrets: Vec::new(),
             proxy: Vec::new(),
             ports: Vec::new(),
+            attached: false,
             secret_modes: BTreeMap::new(),
         }
     }

@@ -314,8 +314,12 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
     }
     // Each namespace has its own view of processes. It is mounted by the app's first process, not by
     // the platform's PID 1, so that the app need not wait for that.
-    let is_app = matches!(program.executable, Executable::Image);
-    if is_app && matches!(program.namespaces, Namespaces::New | Namespaces::Main(_)) {
+    let is_first = match program.namespaces {
+        Namespaces::Main(_) => true,
+        Namespaces::New => matches!(program.executable, Executable::Image),
+        Namespaces::Init | Namespaces::Beside(_) => false,
+    };
+    if is_first {
         mount_proc().map_err(at(11))?;
     }
     rustix::process::setsid().map_err(at(1))?;

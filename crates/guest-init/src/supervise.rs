@@ -47,6 +47,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last lines may take to be acknowledged after the node has the exit.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long an attached command waits for its user.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Runs the guest from boot to end. Returns when the machine is to be powered off.
 ///
 /// # Errors
@@ -72,6 +75,13 @@ pub(crate) fn run() -> io::Result<()> {
         Ok((user, app, booted)) => {
             // They are in files on a tmpfs now: init keeps no copy.
             config.secrets = Vec::new();
+            let attached = if config.attached {
+                Attached::Waits {
+                    until: Instant::now() + ATTACH_TIMEOUT,
+                }
+            } else {
+                Attached::Never
+            };
             let running = Running {
                 config,
                 user,
@@ -80,6 +90,7 @@ pub(crate) fn run() -> io::Result<()> {
                 namespace: app.namespace,
             };
             let mut guest = Guest::new(signals, control, clock, State::Running(running));
+            guest.attached = attached;
             if let Some((adapter, output)) = booted.adapter {
                 guest.adapter = Some(adapter);
                 guest.output.read_from(Stream::Platform, output);
@@ -116,6 +127,9 @@ enum Token {
 /// How the kernel reports the end of a PID 1 that halted or powered off (reboot(2)): as SIGINT.
 const POWERED_OFF: u8 = 2;
 
+/// The signal by which a session ends whose user has left: SIGHUP.
+const HUNG_UP: u8 = 1;
+
 /// The state of the guest, once it has its boot config.
 enum State {
     /// The app runs.
@@ -138,6 +152,18 @@ enum State {
     Acknowledged { until: Instant },
     /// Nothing is left to do.
     Over,
+}
+
+/// The session that a guest is for ([`BootConfig::attached`]).
+enum Attached {
+    /// There is none: the app is.
+    Never,
+    /// The node has not asked for it yet.
+    Waits { until: Instant },
+    /// It was asked for.
+    Session(u32),
+    /// It is over, with this end; absent: the user left before.
+    Over(Option<ExitEvent>),
 }
 
 struct Running {
@@ -186,6 +212,7 @@ struct Guest {
     forward: Option<Forward>,
     kill_at: Option<Instant>,
     requested_stop: bool,
+    attached: Attached,
 }
 
 impl Guest {
@@ -209,6 +236,7 @@ impl Guest {
             forward: None,
             kill_at: None,
             requested_stop: false,
+            attached: Attached::Never,
         };
         guest.report_end();
         guest
@@ -275,6 +303,7 @@ impl Guest {
         for session in &mut self.sessions {
             session.tick(now);
         }
+        self.tick_attached(now);
         self.sessions.retain(|session| !session.is_over());
         if let Some(adapter) = &mut self.adapter
             && let Err(error) = adapter.tick(now)
@@ -305,7 +334,41 @@ impl Guest {
         }
     }
 
+    /// Ends the guest with the session that it is for.
+    fn tick_attached(&mut self, now: Instant) {
+        let end = match &self.attached {
+            Attached::Waits { until } if *until <= now => {
+                let seconds = ATTACH_TIMEOUT.as_secs();
+                self.output.log(&format!(
+                    "the command was not run: nobody was at its streams within {seconds} s"
+                ));
+                None
+            }
+            Attached::Session(number) => {
+                let mut sessions = self.sessions.iter();
+                match sessions.find(|session| session.number() == *number) {
+                    Some(session) if !session.is_over() => return,
+                    session => session.and_then(Session::status),
+                }
+            }
+            Attached::Never | Attached::Waits { .. } | Attached::Over(_) => return,
+        };
+        self.end_attached(end);
+    }
+
+    fn end_attached(&mut self, end: Option<ExitEvent>) {
+        self.attached = Attached::Over(end);
+        if let State::Running(running) = &self.state {
+            // The placeholder.
+            let _ = sys::kill(running.pid, libc::SIGKILL);
+        }
+    }
+
     fn deadline(&self) -> Option<Instant> {
+        let attached = match &self.attached {
+            Attached::Waits { until } => Some(*until),
+            _ => None,
+        };
         let end = match &self.state {
             State::Draining { until, .. }
             | State::Ending { until, .. }
@@ -315,6 +378,7 @@ impl Guest {
         let sessions = self.sessions.iter().filter_map(Session::deadline).min();
         [
             end,
+            attached,
             sessions,
             self.adapter.as_ref().and_then(Adapter::deadline),
             self.forward.as_ref().and_then(Forward::deadline),
@@ -472,7 +536,12 @@ impl Guest {
             format!("{MAX_SESSIONS} commands are running in it already")
         } else if self.sessions.iter().any(|s| s.number() == session) {
             format!("it has a session {session} already")
+        } else if request.main && !matches!(self.attached, Attached::Waits { .. }) {
+            "its command has been run".to_owned()
         } else {
+            if request.main {
+                self.attached = Attached::Session(session);
+            }
             self.sessions.push(Session::new(request, now));
             return;
         };
@@ -498,6 +567,16 @@ impl Guest {
                 self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
                 if let Some(warning) = warning {
                     self.output.log(&warning);
+                }
+                match &self.attached {
+                    Attached::Waits { .. } => self.end_attached(None),
+                    Attached::Session(number) => {
+                        let mut sessions = self.sessions.iter();
+                        if let Some(session) = sessions.find(|s| s.number() == *number) {
+                            session.signal(signal);
+                        }
+                    }
+                    Attached::Never | Attached::Over(_) => {}
                 }
             }
             State::Draining { until, .. } => *until = at.min(*until),
@@ -597,6 +676,17 @@ impl Guest {
         let is_pid_1 = running.is_pid_1();
         // Whether memory ran out is asked at the end: the kernel logs it after the kill.
         let mut event = exit_event(status, false, self.requested_stop);
+        if let Attached::Over(end) = &self.attached {
+            let end = end.clone().unwrap_or(ExitEvent {
+                exit_code: 128 + HUNG_UP,
+                signal: Some(HUNG_UP),
+                ..event
+            });
+            event = ExitEvent {
+                requested_stop: self.requested_stop,
+                ..end
+            };
+        }
         if is_pid_1 && event.signal == Some(POWERED_OFF) {
             // An image's own init has brought everything down in order.
             (event.exit_code, event.signal) = (0, None);
@@ -663,7 +753,7 @@ impl Guest {
             running, mut event, ..
         } = std::mem::replace(&mut self.state, State::Over)
         {
-            event.oom_killed = self.kernel_log.take_victim(running.pid);
+            event.oom_killed |= self.kernel_log.take_victim(running.pid);
             unmount_volumes(&running.volumes);
             self.state = State::Reporting(GuestFrame::Exited(event));
             self.report_end();

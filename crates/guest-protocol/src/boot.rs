@@ -55,6 +55,10 @@ pub struct BootConfig {
     /// Ports at which the app is reached though it listens on loopback only: the manifest's, and the health check's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
+    /// Whether [`Self::argv`] is run when the node asks for it ([`ExecRequest::main`](crate::ExecRequest::main)), on the streams of that session. Until
+    /// then, and for as long as it runs, the app's main process is a placeholder; the guest ends with the session.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attached: bool,
     /// Modes of the files of secret bundles, by name; 0444 for others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secret_modes: BTreeMap<String, u32>,

@@ -280,6 +280,10 @@ pub struct ExecRequest {
     /// The type of the user's terminal, the value of `TERM`. Absent: the app's own, else `xterm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal_type: Option<String>,
+    /// Whether the command is what the guest is for ([`BootConfig::attached`]): it is [`BootConfig::argv`] then, whatever [`Self::argv`] says. A guest
+    /// runs it once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub main: bool,
 }
 
 impl HostFrame {
@@ -297,12 +301,16 @@ impl HostFrame {
                     config.init = Init::default();
                     config.ports.clear();
                     config.secret_modes.clear();
+                    config.attached = false;
                     config.network.search.clear();
                     for volume in &mut config.volumes {
                         (volume.path, volume.owner) = (None, None);
                     }
                 }
-                Self::Exec(request) => request.terminal_type = None,
+                Self::Exec(request) => {
+                    request.terminal_type = None;
+                    request.main = false;
+                }
                 _ => {}
             }
         }

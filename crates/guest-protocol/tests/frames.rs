@@ -113,6 +113,7 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
                     argv,
                     terminal,
                     terminal_type: None,
+                    main: false,
                 })
             }),
         Just(HostFrame::ExitAck),

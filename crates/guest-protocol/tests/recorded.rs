@@ -167,6 +167,7 @@ fn boot_config() -> BootConfig {
             peers_mask: "ffff:ffff:ffff::".parse().unwrap(),
         }],
         ports: Vec::new(),
+        attached: false,
         secret_modes: BTreeMap::new(),
     }
 }
@@ -190,6 +191,7 @@ fn host_frames() -> Vec<(&'static str, HostFrame)> {
                 argv: vec!["ls".to_owned(), "-l".to_owned()],
                 terminal: None,
                 terminal_type: None,
+                main: false,
             }),
         ),
         (
@@ -199,6 +201,7 @@ fn host_frames() -> Vec<(&'static str, HostFrame)> {
                 argv: vec!["sh".to_owned()],
                 terminal: Some((24, 80)),
                 terminal_type: None,
+                main: false,
             }),
         ),
         ("exit acknowledged", HostFrame::ExitAck),

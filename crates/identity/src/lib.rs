@@ -38,7 +38,7 @@ pub use member::{
 pub use member_verifier::{is_signed_by, member_verifier};
 pub use pinned::{PinnedRoot, pinned_root};
 pub use seal::{OpenError, SEAL_OVERHEAD_BYTES, SealKey};
-pub use token::{EnrollmentToken, Secret, TokenError, UserToken, secret_hash};
+pub use token::{ClusterPlace, EnrollmentToken, Secret, TokenError, UserToken, secret_hash};
 pub use wireguard::{WireguardKey, is_wireguard_public_key};
 pub use wrap::KeyEncryptionKey;
 

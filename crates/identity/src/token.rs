@@ -20,6 +20,8 @@ const FIRST_ENROLLMENT_PREFIX: &str = "pt1_";
 /// Longest URL in a token, in bytes.
 const MAX_URL_BYTES: usize = 1024;
 const USER_PREFIX: &str = "pu1_";
+/// Of a token that says where the cluster is.
+const PLACED_USER_PREFIX: &str = "pu2_";
 
 /// Why a text is not a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,14 +94,10 @@ impl EnrollmentToken {
 
 impl fmt::Display for EnrollmentToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = self.ca_fingerprint.to_vec();
-        bytes.extend_from_slice(&self.secret.0);
+        let bytes = with_place(&self.ca_fingerprint, &self.secret, self.server.as_deref());
         let prefix = match &self.server {
             None => FIRST_ENROLLMENT_PREFIX,
-            Some(url) => {
-                bytes.extend_from_slice(url.as_bytes());
-                ENROLLMENT_PREFIX
-            }
+            Some(_) => ENROLLMENT_PREFIX,
         };
         write!(f, "{prefix}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
@@ -118,31 +116,30 @@ impl FromStr for EnrollmentToken {
                 (encoded.ok_or(TokenError::Prefix { what, prefix })?, true)
             }
         };
-        let malformed = || TokenError::Malformed { what };
-        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| malformed())?;
-        let (ca_fingerprint, rest) = bytes.split_first_chunk::<32>().ok_or_else(malformed)?;
-        let (secret, url) = rest
-            .split_first_chunk::<SECRET_BYTES>()
-            .ok_or_else(malformed)?;
-        if has_url == url.is_empty() || url.len() > MAX_URL_BYTES {
-            return Err(malformed());
-        }
-        let url = String::from_utf8(url.to_vec()).map_err(|_| malformed())?;
-        if url.bytes().any(|byte| !byte.is_ascii_graphic()) {
-            return Err(malformed());
-        }
+        let (ca_fingerprint, secret, server) = placed(encoded, what, has_url)?;
         Ok(Self {
-            ca_fingerprint: *ca_fingerprint,
-            secret: Secret(*secret),
-            server: has_url.then_some(url),
+            ca_fingerprint,
+            secret,
+            server,
         })
     }
 }
 
-/// A user's bearer token, shown as `pu1_<base64url>`.
+/// A user's bearer token, shown as `pu1_<base64url>`; with where the cluster is, as [`UserToken::at`] makes it, as `pu2_<base64url>`. Both let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserToken {
     secret: Secret,
+    /// Where the cluster is, and by what it is known.
+    pub cluster: Option<ClusterPlace>,
+}
+
+/// Where a cluster is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterPlace {
+    /// SHA-256 of the CA's certificate in DER.
+    pub ca_fingerprint: [u8; 32],
+    /// The server's URL, or those of several with commas between.
+    pub server: String,
 }
 
 impl UserToken {
@@ -150,7 +147,28 @@ impl UserToken {
     pub fn generate() -> Result<Self, KeyError> {
         Ok(Self {
             secret: Secret(random("a user's token")?),
+            cluster: None,
         })
+    }
+
+    /// The token with where the cluster is: whoever holds it finds the right server, and knows it.
+    #[must_use]
+    pub fn at(self, ca_fingerprint: [u8; 32], server: String) -> Self {
+        let is_url = !server.is_empty() && server.len() <= MAX_URL_BYTES;
+        let cluster = is_url.then_some(ClusterPlace {
+            ca_fingerprint,
+            server,
+        });
+        Self { cluster, ..self }
+    }
+
+    /// The token without that.
+    #[must_use]
+    pub fn bare(&self) -> Self {
+        Self {
+            secret: self.secret.clone(),
+            cluster: None,
+        }
     }
 
     /// What the server stores of it.
@@ -161,17 +179,63 @@ impl UserToken {
 
 impl fmt::Display for UserToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{USER_PREFIX}{}", self.secret.text())
+        let Some(cluster) = &self.cluster else {
+            return write!(f, "{USER_PREFIX}{}", self.secret.text());
+        };
+        let bytes = with_place(&cluster.ca_fingerprint, &self.secret, Some(&cluster.server));
+        write!(f, "{PLACED_USER_PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 }
 
 impl FromStr for UserToken {
     type Err = TokenError;
     fn from_str(text: &str) -> Result<Self, TokenError> {
+        let what = "a user's token";
+        let Some(encoded) = text.trim().strip_prefix(PLACED_USER_PREFIX) else {
+            return Ok(Self {
+                secret: Secret(decode(text, USER_PREFIX, what)?),
+                cluster: None,
+            });
+        };
+        let (ca_fingerprint, secret, server) = placed(encoded, what, true)?;
+        let server = server.ok_or(TokenError::Malformed { what })?;
         Ok(Self {
-            secret: Secret(decode(text, USER_PREFIX, "a user's token")?),
+            secret,
+            cluster: Some(ClusterPlace {
+                ca_fingerprint,
+                server,
+            }),
         })
     }
+}
+
+fn with_place(ca_fingerprint: &[u8; 32], secret: &Secret, server: Option<&str>) -> Vec<u8> {
+    let mut bytes = ca_fingerprint.to_vec();
+    bytes.extend_from_slice(&secret.0);
+    bytes.extend_from_slice(server.unwrap_or_default().as_bytes());
+    bytes
+}
+
+/// What [`with_place`] wrote.
+fn placed(
+    encoded: &str,
+    what: &'static str,
+    has_url: bool,
+) -> Result<([u8; 32], Secret, Option<String>), TokenError> {
+    let malformed = || TokenError::Malformed { what };
+    let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| malformed())?;
+    let (ca_fingerprint, rest) = bytes.split_first_chunk::<32>().ok_or_else(malformed)?;
+    let (secret, url) = rest
+        .split_first_chunk::<SECRET_BYTES>()
+        .ok_or_else(malformed)?;
+    if has_url == url.is_empty() || url.len() > MAX_URL_BYTES {
+        return Err(malformed());
+    }
+    let url = String::from_utf8(url.to_vec()).map_err(|_| malformed())?;
+    if url.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        return Err(malformed());
+    }
+    Ok((*ca_fingerprint, Secret(*secret), has_url.then_some(url)))
 }
 
 fn decode<const N: usize>(

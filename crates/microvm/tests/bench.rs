@@ -121,6 +121,7 @@ impl Bench {
             address,
             ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
             egress: model::instance::EgressPolicy::All,
+            edge_ports: std::collections::BTreeSet::new(),
         };
         let tap = self.network.create_tap(&member).await.unwrap();
         let mut spec = spec(instance, &run_dir, kernel.clone());

@@ -106,6 +106,7 @@ async fn reach_an_external_service(guest: &Path) {
         address: config.network.address,
         ipv4: config.network.ipv4,
         egress: model::instance::EgressPolicy::All,
+        edge_ports: std::collections::BTreeSet::new(),
     };
     let network = Network::ensure(&NetworkSettings {
         suffix: "out".to_owned(),

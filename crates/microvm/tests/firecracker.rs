@@ -200,6 +200,7 @@ async fn with_tap(dir: &Path, kernel: GuestKernel) {
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
         egress: model::instance::EgressPolicy::All,
+        edge_ports: std::collections::BTreeSet::new(),
     };
     let network = Network::ensure(&NetworkSettings {
         suffix: "fc".to_owned(),

@@ -77,6 +77,7 @@ async fn reach_by_tap(guest: &Path) {
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
         egress: model::instance::EgressPolicy::All,
+        edge_ports: std::collections::BTreeSet::new(),
     };
     let network = Network::ensure(&NetworkSettings {
         suffix: "tap".to_owned(),

@@ -147,6 +147,7 @@ async fn boot_with_most_disks(guest: &Path) {
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
         egress: model::instance::EgressPolicy::All,
+        edge_ports: std::collections::BTreeSet::new(),
     };
     let tap = network.create_tap(&member).await.unwrap();
     spec.nic = Some(Nic {

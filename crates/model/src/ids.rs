@@ -34,6 +34,12 @@ pub enum NameError {
         /// The text as given.
         text: String,
     },
+    /// Users are people, called as at their mail, and programs.
+    #[error(
+        "`{0}` is not a valid name of a user: use 1 to {MAX_NAME_BYTES} lowercase letters, digits and `.`, `_`, `-`, `+`, `@`, starting with a \
+         letter or digit"
+    )]
+    NotAUserName(String),
     /// Only sha256 is accepted, in lowercase hexadecimal (OCI image spec, descriptor).
     #[error(
         "`{0}` is not a digest: it must be `sha256:` followed by 64 lowercase hexadecimal digits"
@@ -158,6 +164,27 @@ text_newtype!(
     |text| label("name of a secret bundle", text)
 );
 text_newtype!(
+    /// The name of an org, which owns apps: of the form of an app's name.
+    OrgName,
+    |text| label("name of an org", text)
+);
+text_newtype!(
+    /// The name of a user, a person or a program (`ann@example.com`, `ci`): lowercase letters, digits and `._-+@`, at most [`MAX_NAME_BYTES`].
+    UserName,
+    |text| {
+        let bytes = text.as_bytes();
+        let is_first = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        if bytes.first().is_some_and(is_first)
+            && bytes.len() <= MAX_NAME_BYTES
+            && bytes.iter().all(|b| is_first(b) || b"._-+@".contains(b))
+        {
+            Ok(())
+        } else {
+            Err(NameError::NotAUserName(text.to_owned()))
+        }
+    }
+);
+text_newtype!(
     /// The key of a label of a node (`disk`): letters, digits and `._-/`.
     LabelKey,
     |text| node_label("key of a label", text)
@@ -177,6 +204,20 @@ text_newtype!(
         if ok { Ok(()) } else { Err(NameError::NotADigest(text.to_owned())) }
     }
 );
+
+impl Default for OrgName {
+    /// `default`: the org that is always there. It owns the apps for which no other is named.
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+impl UserName {
+    /// `admin`: the user that a server lets in on its own machine.
+    pub fn admin() -> Self {
+        Self("admin".into())
+    }
+}
 
 impl Digest {
     /// The digest of these 32 bytes of SHA-256.
@@ -209,6 +250,16 @@ pub struct EnvKey {
     pub app: AppName,
     /// The env within the app.
     pub env: EnvName,
+}
+
+impl EnvKey {
+    /// What is before every env of an app, and after those of the app before: no env has this key.
+    pub fn before_all_of(app: &AppName) -> Self {
+        Self {
+            app: app.clone(),
+            env: EnvName("".into()),
+        }
+    }
 }
 
 impl fmt::Display for EnvKey {

@@ -91,12 +91,30 @@ pub enum Runs {
     App,
     /// The release command, once, before the release is rolled out. It has no ports, checks and volumes.
     ReleaseCommand,
+    /// A command of a user (`platform run`), once, in an instance of its own. It has no ports, checks and volumes.
+    Command {
+        /// Whether its user is at the other end of its streams (`HostFrame::Exec`): it begins when they are, and ends when they leave. Else
+        /// it begins at once, and its output goes to the instance's log.
+        attached: bool,
+        /// When it is ended, should it still run then.
+        ends_at: Timestamp,
+    },
 }
 
 impl Runs {
     /// Whether it is the app.
     pub fn is_app(&self) -> bool {
         *self == Self::App
+    }
+
+    /// Whether it is a command of a user.
+    pub fn is_command(&self) -> bool {
+        matches!(self, Self::Command { .. })
+    }
+
+    /// Whether it is a command of a user that begins when they are at the other end of its streams.
+    pub fn is_attached(&self) -> bool {
+        matches!(self, Self::Command { attached: true, .. })
     }
 }
 

@@ -12,7 +12,7 @@ pub mod public_key;
 
 pub use ids::{
     AppName, BundleName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, Incarnation,
-    InstanceId, LabelKey, LabelValue, LeaderSession, NameError, NodeId, ProcessName, ReleaseNumber,
-    Term, Timestamp, VolumeId,
+    InstanceId, LabelKey, LabelValue, LeaderSession, NameError, NodeId, OrgName, ProcessName,
+    ReleaseNumber, Term, Timestamp, UserName, VolumeId,
 };
 pub use public_key::PublicKey;

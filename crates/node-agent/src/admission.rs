@@ -40,7 +40,7 @@ impl Admission {
             let mut wanted = self.wanted();
             for endpoint in instances {
                 let id = endpoint.instance;
-                if wanted.instances.insert(id, endpoint) != Some(endpoint) {
+                if wanted.instances.insert(id, endpoint.clone()) != Some(endpoint) {
                     new.push(id);
                 }
             }
@@ -81,7 +81,7 @@ impl Admission {
         }
         let (change, endpoints) = {
             let wanted = self.wanted();
-            (wanted.change, wanted.instances.values().copied().collect())
+            (wanted.change, wanted.instances.values().cloned().collect())
         };
         network.apply_rules(endpoints).await?;
         *loaded = Some(change);

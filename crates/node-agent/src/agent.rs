@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::metrics::Waits;
 use api::enrollment::Hardware;
 use api::node::{
     DesiredState, DriverChoice, EgressState, InstanceHolds, InstanceReport, NodeReport,
@@ -32,6 +33,7 @@ use crate::directory::Directory;
 use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult, endpoint};
 use crate::instance_handle::{InstanceHandle, Resumed, holds_of};
 use crate::machine::{Machine, instances_dir};
+use crate::metrics::NodeMetrics;
 use crate::record::{self, DESIRED_FILE, DesiredFile};
 use crate::reporting::send_reports;
 use crate::unreadable::Unreadable;
@@ -53,7 +55,7 @@ const ADMIT_TRIES: u32 = 10;
 const UNREADABLE_DESIRED_FILE: &str = "desired.json.unreadable";
 
 /// What an agent is told about its node.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct AgentSettings {
     /// The cluster's random id.
     pub cluster: String,
@@ -71,6 +73,10 @@ pub struct AgentSettings {
     pub timing: Timing,
     /// The folder of the agent's files.
     pub data_dir: PathBuf,
+    /// What it counts.
+    pub metrics: NodeMetrics,
+    /// Over when the server has taken its first report.
+    pub first_report: Option<Waits>,
 }
 
 /// Runs the agent on a host until `shutdown`. Its VMs go on without it.
@@ -85,7 +91,9 @@ pub async fn run(
     directory: Directory,
     shutdown: CancellationToken,
 ) -> HostResult<()> {
+    settings.metrics.set_memory(settings.hardware.memory_bytes);
     let machine = Arc::new(Machine {
+        metrics: settings.metrics,
         host,
         holders: crate::holders::VolumeHolders::default(),
         directory,
@@ -130,7 +138,7 @@ pub async fn run(
         spawn(keep_room(machine.clone())),
         spawn(keep_egress(machine.clone())),
         spawn(fetch_desired(machine.clone(), generation, desired_sender)),
-        spawn(send_reports(machine.clone(), report)),
+        spawn(send_reports(machine.clone(), report, settings.first_report)),
     ];
     let mut timer = tokio::time::interval(RECONCILE_INTERVAL);
     loop {
@@ -149,6 +157,7 @@ pub async fn run(
         }
         let report = agent.report();
         agent.machine.host.network.set_reports(&report.instances);
+        agent.machine.metrics.set_instances(report.instances.iter());
         report_sender.send_replace(report);
     }
 }
@@ -282,7 +291,7 @@ impl Agent {
                 Instance::Known(handle) => Some(handle.endpoint()),
                 Instance::Unreadable(unreadable) => {
                     let spec = unreadable.spec.as_ref()?;
-                    Some(endpoint(spec.id, spec.address, spec.egress))
+                    Some(endpoint(spec))
                 }
             });
         admit_all(&machine, admitted.collect()).await?;

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::host::{
     Disks, EndedLogOwner, Files, GuestStream, Images, Logs, Network, NetworkProbe, Server,
-    VmRequest, Vmm, endpoint,
+    VmRequest, Vmm, endpoint_without_ports,
 };
 
 /// Time enough for a guest to boot on a busy machine without hardware virtualization.
@@ -252,15 +252,15 @@ pub async fn logs(logs: &dyn Logs) {
 
 /// The network: taps come and go, rules are replaced as a whole.
 pub async fn network(network: &dyn Network, id: InstanceId, address: std::net::Ipv6Addr) {
-    let member = endpoint(id, address, EgressPolicy::All);
+    let member = endpoint_without_ports(id, address, EgressPolicy::All);
     network.apply_rules(Vec::new()).await.unwrap();
-    let nic = network.create_tap(member).await.unwrap();
-    network.apply_rules(vec![member]).await.unwrap();
+    let nic = network.create_tap(member.clone()).await.unwrap();
+    network.apply_rules(vec![member.clone()]).await.unwrap();
     drop(nic);
     for _ in 0..2 {
         network.release(id).await.unwrap();
     }
-    drop(network.create_tap(member).await.unwrap());
+    drop(network.create_tap(member.clone()).await.unwrap());
     network.release(id).await.unwrap();
     network.apply_rules(Vec::new()).await.unwrap();
     let probe = crate::host::NetworkProbe::Tcp { port: 8080 };
@@ -414,17 +414,17 @@ pub struct VmParts {
 /// VMs: booted once, found again by whoever comes next, ended, and then gone.
 pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
     let id = parts.id;
-    let member = endpoint(id, parts.address, EgressPolicy::All);
+    let member = endpoint_without_ports(id, parts.address, EgressPolicy::All);
     assert!(vmm.adopt(id).await.unwrap().is_none());
     assert_eq!(vmm.list().await.unwrap(), []);
-    network.apply_rules(vec![member]).await.unwrap();
+    network.apply_rules(vec![member.clone()]).await.unwrap();
     let request = async |root: PathBuf| VmRequest {
         instance: id,
         cpu_millis: 100,
         memory_bytes: 256 << 20,
         root,
         disks: vec![parts.scratch.clone()],
-        nic: network.create_tap(member).await.unwrap(),
+        nic: network.create_tap(member.clone()).await.unwrap(),
     };
 
     // A boot that fails leaves nothing that runs.
@@ -467,7 +467,7 @@ pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
     if vmm.leaves_tap() {
         network.release(id).await.unwrap();
     }
-    drop(network.create_tap(member).await.unwrap());
+    drop(network.create_tap(member.clone()).await.unwrap());
     network.release(id).await.unwrap();
     network.apply_rules(Vec::new()).await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! What streams reach of each instance of this node: its log, and while it has a VM, its guest.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use model::{InstanceId, ProcessName};
@@ -17,7 +18,15 @@ pub struct Directory(Arc<Mutex<BTreeMap<InstanceId, Entry>>>);
 pub(crate) struct Entry {
     pub(crate) process: ProcessName,
     pub(crate) log: Arc<InstanceLog>,
-    pub(crate) calls: Option<GuestCalls>,
+    pub(crate) guest: Option<Guest>,
+}
+
+/// The guest of an instance that has a VM.
+#[derive(Debug, Clone)]
+pub(crate) struct Guest {
+    pub(crate) calls: GuestCalls,
+    /// Its address in the cluster.
+    pub(crate) address: Ipv6Addr,
 }
 
 impl Directory {
@@ -26,16 +35,16 @@ impl Directory {
         let entry = Entry {
             process,
             log,
-            calls: None,
+            guest: None,
         };
         self.with(|entries| entries.insert(id, entry));
     }
 
     /// The instance has a guest that can be called; absent: it has none any more.
-    pub(crate) fn set_calls(&self, id: InstanceId, calls: Option<GuestCalls>) {
+    pub(crate) fn set_guest(&self, id: InstanceId, guest: Option<Guest>) {
         self.with(|entries| {
             if let Some(entry) = entries.get_mut(&id) {
-                entry.calls = calls;
+                entry.guest = guest;
             }
         });
     }
@@ -54,14 +63,22 @@ impl Directory {
     /// # Errors
     /// For people: the instance is not here or does not run.
     pub(crate) fn calls(&self, id: InstanceId) -> Result<GuestCalls, String> {
+        self.guest(id).map(|guest| guest.calls)
+    }
+
+    /// The instance's guest.
+    ///
+    /// # Errors
+    /// For people: the instance is not here or does not run.
+    pub(crate) fn guest(&self, id: InstanceId) -> Result<Guest, String> {
         match self.get(id) {
             None => Err(format!("instance {id} is not on this node")),
-            Some(Entry { calls: None, .. }) => {
+            Some(Entry { guest: None, .. }) => {
                 Err(format!("instance {id} does not run at the moment"))
             }
             Some(Entry {
-                calls: Some(calls), ..
-            }) => Ok(calls),
+                guest: Some(guest), ..
+            }) => Ok(guest),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A user's command: their stream, through the server, joined to the guest's channel.
 //!
-//! What ends it: the command; the user, who hangs up; the instance; [`IDLE_LIMIT`]. However it ends,
+//! What ends it: the command; the user, who hangs up; the instance; but for the command that an instance was made for, [`IDLE_LIMIT`]. However it ends,
 //! the guest's channel is dropped, and with it the command and what it started in its group. An
 //! agent that ends takes the commands of its node with it: the user's connection breaks, and the
 //! command line says so.
@@ -29,13 +29,15 @@ pub(crate) async fn serve(
 ) -> Result<(), api_client::ClientError> {
     let mut user = client.open_exec(stream).await?;
     let id = wanted.instance;
+    // The command that the instance was made for has a time of its own.
+    let idle_limit = (!wanted.command.is_empty()).then_some(IDLE_LIMIT);
     let terminal = wanted.terminal.map(|size| Terminal {
         size,
         kind: wanted.terminal_type,
     });
     let end = match directory.calls(id) {
         Ok(calls) => match calls.exec(wanted.command, terminal).await {
-            Ok(session) => relay(&mut user, session).await,
+            Ok(session) => relay(&mut user, session, idle_limit).await,
             Err(error) => Some(exec_failed(format!("instance {id}: {error}"))),
         },
         Err(reason) => Some(exec_failed(reason)),
@@ -50,7 +52,11 @@ pub(crate) async fn serve(
 }
 
 /// Hands frames on, both ways. Returns the last frame for the user; none when they have left.
-async fn relay(user: &mut NodeExec, mut session: ExecSession) -> Option<GuestFrame> {
+async fn relay(
+    user: &mut NodeExec,
+    mut session: ExecSession,
+    idle_limit: Option<Duration>,
+) -> Option<GuestFrame> {
     let frames = &mut session.channel.frames;
     let (reader, writer) = (&mut frames.reader, &mut frames.writer);
     let moved = Mutex::new(Instant::now());
@@ -76,7 +82,7 @@ async fn relay(user: &mut NodeExec, mut session: ExecSession) -> Option<GuestFra
     tokio::select! {
         last = to_user => last,
         () = to_guest => None,
-        () = idle(&moved) => {
+        () = idle(&moved, idle_limit) => {
             let minutes = IDLE_LIMIT.as_secs() / 60;
             Some(exec_failed(format!("ended: no input or output for {minutes} minutes")))
         }
@@ -94,9 +100,12 @@ async fn next_output(reader: &mut GuestReader) -> Result<GuestFrame, GuestFrame>
     }
 }
 
-async fn idle(moved: &Mutex<Instant>) {
+async fn idle(moved: &Mutex<Instant>, limit: Option<Duration>) {
+    let Some(limit) = limit else {
+        return std::future::pending().await;
+    };
     loop {
-        let until = *moved.lock().unwrap_or_else(PoisonError::into_inner) + IDLE_LIMIT;
+        let until = *moved.lock().unwrap_or_else(PoisonError::into_inner) + limit;
         if until <= Instant::now() {
             return;
         }

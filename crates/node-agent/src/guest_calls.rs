@@ -117,6 +117,11 @@ impl GuestCalls {
         self.0.running.send_replace(running);
     }
 
+    /// Whether the app runs, and what it will be: the watch is closed when the guest has ended.
+    pub(crate) fn running(&self) -> watch::Receiver<bool> {
+        self.0.running.subscribe()
+    }
+
     /// The guest sent stats, asked or not.
     pub(crate) fn set_stats(&self, stats: GuestStats) {
         self.0
@@ -159,7 +164,7 @@ impl GuestCalls {
         }
     }
 
-    /// Runs a user's command.
+    /// Runs a user's command; an empty one is that which the guest is for.
     pub(crate) async fn exec(
         &self,
         argv: Vec<String>,
@@ -217,6 +222,7 @@ impl GuestCalls {
         });
         let request = ExecRequest {
             session,
+            main: argv.is_empty(),
             argv,
             terminal: terminal.as_ref().map(|terminal| terminal.size),
             terminal_type: terminal.and_then(|terminal| terminal.kind),

@@ -30,8 +30,7 @@ use crate::clock::Clock;
 use crate::framed::{FramedError, FramedGuest};
 use crate::guest_calls::{Call, ExecChannel, GuestCalls};
 use crate::host::{GuestListener, GuestStream, Log};
-use crate::repeated::Repeated;
-use display::one_line;
+use display::{Repeated, one_line};
 
 /// A connection must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -222,7 +221,7 @@ impl GuestServer {
             let stream = match listener.accept().await {
                 Ok(stream) => stream,
                 Err(error) => {
-                    if refused.is_due(&error.to_string()) {
+                    if refused.is_due(tokio::time::Instant::now(), &error.to_string()) {
                         tracing::warn!(%error, "cannot accept a guest's connection; trying again");
                     }
                     // Out of descriptors, most likely: others must close some first.

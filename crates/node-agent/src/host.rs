@@ -10,7 +10,7 @@
 //! Time is the runtime's ([`crate::Clock`]): a simulation pauses it. Deliberately absent: the streams
 //! that a user reads or writes (logs, exec), which decide nothing; they are served beside the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::net::Ipv6Addr;
@@ -23,9 +23,11 @@ use futures_util::future::BoxFuture;
 use guest_protocol::LogRecord;
 use microvm::{Nic, VmHealth};
 use model::image::ImageConfig;
-use model::instance::{AttachedVolume, EgressPolicy, PinnedImage, SecretBundle};
+use model::instance::{AttachedVolume, EgressPolicy, InstanceSpec, PinnedImage, SecretBundle};
 use model::{Digest, Generation, InstanceId, ProcessName, Timestamp, VolumeId};
 use node_network::Endpoint;
+use overlay::address_plan::egress_address;
+use overlay::ingress::edge_port;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
@@ -333,11 +335,26 @@ pub trait Log: Debug + Send + Sync {
 }
 
 /// An instance as the network knows it.
-pub(crate) fn endpoint(id: InstanceId, address: Ipv6Addr, egress: EgressPolicy) -> Endpoint {
+pub(crate) fn endpoint(spec: &InstanceSpec) -> Endpoint {
+    let edge_ports = spec.ports.iter();
+    let edge_ports = edge_ports.map(|port| edge_port(&spec.ports, port.port));
+    Endpoint {
+        edge_ports: edge_ports.collect(),
+        ..endpoint_without_ports(spec.id, spec.address, spec.egress)
+    }
+}
+
+/// An instance that edges do not reach.
+pub(crate) fn endpoint_without_ports(
+    id: InstanceId,
+    address: Ipv6Addr,
+    egress: EgressPolicy,
+) -> Endpoint {
     Endpoint {
         instance: id,
         address,
-        ipv4: overlay::address_plan::egress_address(id),
+        ipv4: egress_address(id),
         egress,
+        edge_ports: BTreeSet::new(),
     }
 }

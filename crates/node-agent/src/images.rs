@@ -12,8 +12,11 @@ pub(crate) mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
+use metrics::Outcome;
 use model::Digest;
 use model::image::ImageConfig;
 use model::instance::PinnedImage;
@@ -31,6 +34,7 @@ use display::chain;
 
 use crate::host::{PreparedImage, Progress};
 use crate::lane::Lane;
+use crate::metrics::NodeMetrics;
 use blocking_work::blocking;
 
 /// Root disks that are built at a time; each has a processor for itself while it is.
@@ -56,6 +60,7 @@ pub(crate) struct ImageCache {
     /// Root disks are built in a lane of their own.
     builds: Lane,
     needs: Arc<Mutex<Needs>>,
+    metrics: NodeMetrics,
 }
 
 /// What is kept of an image beside its disk (`fixtures/image-record`).
@@ -133,7 +138,12 @@ impl ImageCache {
     ///
     /// # Errors
     /// The folders cannot be made.
-    pub(crate) fn open(dir: &Path, registry: Registry, budget_bytes: u64) -> io::Result<Self> {
+    pub(crate) fn open(
+        dir: &Path,
+        registry: Registry,
+        budget_bytes: u64,
+        metrics: NodeMetrics,
+    ) -> io::Result<Self> {
         let records = dir.join("images");
         std::fs::create_dir_all(&records)?;
         Ok(Self {
@@ -148,6 +158,7 @@ impl ImageCache {
             evicting: watch::Sender::new(None),
             builds: Lane::new(BUILDS_AT_A_TIME),
             needs: Arc::default(),
+            metrics,
         })
     }
 
@@ -226,8 +237,17 @@ impl ImageCache {
         image: &PinnedImage,
         progress: &Progress,
     ) -> Result<LocalImage, PrepareError> {
-        let say = |event: FetchEvent| progress(describe(&event));
+        let (started, arrived) = (Instant::now(), AtomicU64::new(0));
+        let say = |event: FetchEvent| {
+            if let FetchEvent::Progress(fetched) = &event {
+                arrived.fetch_max(fetched.done_bytes, Ordering::Relaxed);
+            }
+            progress(describe(&event));
+        };
         let fetched = self.registry.fetch_image(image, &self.blobs, &say).await;
+        let arrived = arrived.load(Ordering::Relaxed);
+        let outcome = Outcome::from(&fetched);
+        self.metrics.pulled(outcome, started.elapsed(), arrived);
         fetched.map_err(|source| PrepareError::Fetch(Box::new(source)))
     }
 

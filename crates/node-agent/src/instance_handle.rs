@@ -119,7 +119,7 @@ impl InstanceHandle {
         first: Event,
         guest_token: Option<String>,
     ) -> Result<Self, String> {
-        let endpoint = endpoint(spec.id, spec.address, spec.egress);
+        let endpoint = endpoint(&spec);
         let (env, process) = (spec.env_key(), spec.process.clone());
         let volumes = spec.volumes.iter().map(|v| v.id).collect();
         let holds = holds_of(&spec);
@@ -148,7 +148,7 @@ impl InstanceHandle {
 
     /// The instance as the network knows it.
     pub(crate) fn endpoint(&self) -> Endpoint {
-        self.endpoint
+        self.endpoint.clone()
     }
 
     /// The instance's env.

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use api::node::{InstanceReport, MAX_LOG_TAIL};
 use guest_protocol::BootConfig;
+use metrics::Outcome;
 use model::InstanceId;
 use model::instance::{HealthCheck, InstanceSpec, InstanceState};
 use node_core::instance::{Effect, Event, Lifecycle};
@@ -36,6 +37,7 @@ use crate::instance_task::probing::Probing;
 use crate::instance_task::vm_watch::{STALL_LIMIT, VmWatch};
 use crate::instance_task::wakeup::{Wakeup, asked, at, changed, ended, vm_changed};
 use crate::machine::Machine;
+use crate::metrics::Check;
 use crate::probes::probe;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
 use crate::secrets::Secrets;
@@ -81,6 +83,8 @@ pub(crate) struct InstanceTask {
     guest_token: Option<String>,
     /// What the guest is sent once its token is recorded.
     config: Option<BootConfig>,
+    /// Since when it boots; absent when an agent before this one began that.
+    booting_since: Option<Instant>,
     /// Its turn to boot, while it boots.
     boot_slot: Option<BootSlot>,
     /// How long its VM had waited for a processor, when it was looked at last, and when that was.
@@ -134,6 +138,7 @@ impl InstanceTask {
             link: None,
             guest_token,
             config: None,
+            booting_since: None,
             boot_slot: None,
             waited_at: None,
             vm: None,
@@ -235,6 +240,7 @@ impl InstanceTask {
         let state = self.life.state();
         // An instance that becomes ready or unready runs on.
         if discriminant(&state) != discriminant(&state_before) {
+            self.count(state_before, state);
             let running = state.is_running();
             if running {
                 self.probing.begin(self.spec.liveness.as_ref());
@@ -260,6 +266,26 @@ impl InstanceTask {
             self.perform(effect, events).await;
         }
         self.show();
+    }
+
+    /// Counts what came of a boot, and restarts.
+    fn count(&mut self, before: InstanceState, now: InstanceState) {
+        let metrics = &self.machine.metrics;
+        if before == InstanceState::Booting {
+            let took = self.booting_since.take().map(|since| since.elapsed());
+            match now {
+                InstanceState::Running { .. } => metrics.booted(Outcome::Success, took),
+                InstanceState::Backoff | InstanceState::Failed => {
+                    metrics.booted(Outcome::Failure, None);
+                }
+                _ => {}
+            }
+        }
+        match now {
+            InstanceState::Booting => self.booting_since = Some(Instant::now()),
+            InstanceState::Backoff => metrics.restarts(),
+            _ => {}
+        }
     }
 
     /// Writes the record. Where that fails the instance goes on, and it is tried again; until then no VM
@@ -437,6 +463,8 @@ impl InstanceTask {
         let Some(result) = self.run_probe(&check).await else {
             return Some(Event::StopAsked);
         };
+        let metrics = &self.machine.metrics;
+        metrics.probed(Check::Health, Outcome::from(&result));
         let ready = self.life.state().is_ready();
         self.probing.ready_probed(&check, ready);
         Some(match result {
@@ -451,6 +479,8 @@ impl InstanceTask {
         let Some(result) = self.run_probe(&check).await else {
             return Some(Event::StopAsked);
         };
+        let metrics = &self.machine.metrics;
+        metrics.probed(Check::Liveness, Outcome::from(&result));
         if let Some(line) = self.probing.alive_probed(&check, result) {
             self.note(line).await;
             self.show();
@@ -570,7 +600,7 @@ impl InstanceTask {
         }
         self.config = None;
         if let Some(link) = self.link.take() {
-            self.machine.directory.set_calls(self.id(), None);
+            self.machine.directory.set_guest(self.id(), None);
             self.log_tail = self.log.tail(MAX_LOG_TAIL).await;
             // After the guest's last lines, which came in while it powered off.
             if let Some(line) = self.end_note.take() {

@@ -33,6 +33,7 @@ pub mod conformance;
 mod directory;
 mod ended_logs;
 mod exec;
+mod forward;
 mod framed;
 mod guest_calls;
 mod guest_link;
@@ -46,6 +47,7 @@ mod lane;
 mod logins;
 mod logs;
 mod machine;
+mod metrics;
 mod names;
 mod node;
 mod node_disk;
@@ -55,7 +57,6 @@ mod owner;
 mod private;
 mod probes;
 mod record;
-mod repeated;
 mod reporting;
 mod secrets;
 mod streams;
@@ -65,12 +66,14 @@ mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
 pub use crate::clock::Clock;
 pub use crate::directory::Directory;
+pub use crate::metrics::NodeMetrics;
 
 /// How a node runs.
 #[derive(Debug, Clone)]
@@ -98,6 +101,8 @@ pub struct NodeOptions {
     pub insecure_registries: BTreeSet<String>,
     /// Mirrors by the registry they stand in for ([`registry::RegistryOptions::mirrors`]).
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
+    /// Where it tells metrics and readiness; nowhere by default.
+    pub metrics_listen: Option<SocketAddr>,
     /// How its peers reach it, as far as its operator says.
     pub underlay: membership::UnderlayOptions,
 }
@@ -149,6 +154,9 @@ pub enum NodeError {
     /// The guest's kernel or initramfs is missing.
     #[error("cannot find what guests boot")]
     Guest(#[source] io::Error),
+    /// The address of its metrics is taken, or not this machine's.
+    #[error(transparent)]
+    Metrics(#[from] ::metrics::CannotListen),
     /// The disk cannot be measured.
     #[error("cannot measure the disk of {}", path.display())]
     Disk {

@@ -19,11 +19,13 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::holders::VolumeHolders;
 use crate::host::{Host, HostResult, endpoint};
+use crate::metrics::NodeMetrics;
 
 /// What all instances share.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) host: Host,
+    pub(crate) metrics: NodeMetrics,
     pub(crate) holders: VolumeHolders,
     pub(crate) directory: Directory,
     pub(crate) facts: NodeFacts,
@@ -64,8 +66,8 @@ impl Machine {
 
     /// Makes the tap of an instance and admits the instance to the network.
     pub(crate) async fn enter_network(&self, spec: &InstanceSpec) -> HostResult<Nic> {
-        let endpoint = endpoint(spec.id, spec.address, spec.egress);
-        let nic = self.host.network.create_tap(endpoint).await?;
+        let endpoint = endpoint(spec);
+        let nic = self.host.network.create_tap(endpoint.clone()).await?;
         self.admit([endpoint]).await?;
         Ok(nic)
     }

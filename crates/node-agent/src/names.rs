@@ -13,7 +13,7 @@ use std::time::Duration;
 use api::node::{DirectoryChanges, DirectoryEntry, InstanceReport};
 use api_client::ApiClient;
 use blocking_work::blocking;
-use display::chain;
+use display::{Repeated, chain};
 use model::instance::InstanceState;
 use model::{EnvNetwork, InstanceId, NodeId};
 use node_core::directory::{Directory, DirectoryRefused, EnvInstances};
@@ -24,8 +24,6 @@ use resolver::names::{Client, NamedInstance, NamedPort, Update};
 use serde::{Deserialize, Serialize};
 use state_file::StateFormat;
 use tokio::sync::{Notify, watch};
-
-use crate::repeated::Repeated;
 
 /// How long one poll for the directory waits.
 const POLL_WAIT: Duration = Duration::from_secs(25);
@@ -304,7 +302,7 @@ pub(crate) async fn follow_directory(names: Arc<NodeNames>, cluster: String, cli
                 },
                 Err(error) => chain(&error),
             };
-            if refused.is_due(&error) {
+            if refused.is_due(tokio::time::Instant::now(), &error) {
                 tracing::warn!(
                     error,
                     "cannot follow the directory of the node's envs; what is known of it holds"
@@ -344,7 +342,7 @@ pub(crate) async fn keep_resolver(
             Ok(ended) => ended,
             Err(error) => error,
         };
-        if refused.is_due(&reason) {
+        if refused.is_due(tokio::time::Instant::now(), &reason) {
             tracing::warn!(reason, "the resolver of the instances is started again");
         }
         tokio::time::sleep(RETRY_PAUSE).await;

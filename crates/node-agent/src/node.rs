@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::metrics::Readiness;
 use api::enrollment::{EnrollRole, Hardware, Member};
 use api::member::OverlayReport;
 use api::node::DriverChoice;
@@ -35,16 +36,16 @@ use crate::host::{Files as _, Host};
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
+use crate::metrics::NodeMetrics;
 use crate::names::{NodeNames, follow_directory, keep_resolver};
 use crate::node_disk::DiskMeter;
 use crate::overlay_link::NodeAttachment;
 use crate::owner::Owner;
 use crate::record::DESIRED_FILE;
-use crate::repeated::Repeated;
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, open_files, private, streams};
 use blocking_work::blocking;
-use display::chain;
+use display::{Repeated, chain};
 
 /// How long a removed part of the network may be missing: less than any health check takes to fail three times.
 const MEND_INTERVAL: Duration = Duration::from_secs(2);
@@ -56,6 +57,11 @@ pub(crate) async fn run(
 ) -> Result<(), NodeError> {
     private::enter();
     let _lock = lock(&options.data_dir).await?;
+    let (metrics, readiness) = (NodeMetrics::default(), Readiness::default());
+    let first_report = readiness.waits_for("the server to take its first report");
+    let mut told = ::metrics::registry("node", env!("CARGO_PKG_VERSION"));
+    metrics.register(&mut told);
+    let _told = ::metrics::start(options.metrics_listen, told, readiness).await?;
     open_files::raise();
     close_folders(&options).await?;
     let Found {
@@ -111,8 +117,9 @@ pub(crate) async fn run(
         source,
     })?;
     let (data_dir, budget_bytes) = (options.data_dir.clone(), meter.images_budget());
+    let counted = metrics.clone();
     let opened = blocking(move || {
-        let images = ImageCache::open(&data_dir, registry, budget_bytes)?;
+        let images = ImageCache::open(&data_dir, registry, budget_bytes, counted)?;
         Ok((images, Volumes::open(&data_dir)?))
     });
     let (images, volumes) = opened.await.map_err(|source| NodeError::Folder {
@@ -161,6 +168,8 @@ pub(crate) async fn run(
         mtu,
         timing: Timing::default(),
         data_dir: options.data_dir.clone(),
+        metrics,
+        first_report: Some(first_report),
     };
     let logs = streams::StreamLogs::new(directory.clone(), ended);
     let underlay = membership::underlay(&membership.server, options.underlay).await;
@@ -395,7 +404,7 @@ async fn keep_network(network: Arc<Network>) {
         tokio::time::sleep(MEND_INTERVAL).await;
         if let Err(error) = network.mend().await {
             let error = chain(&error);
-            if refused.is_due(&error) {
+            if refused.is_due(tokio::time::Instant::now(), &error) {
                 tracing::warn!(error, "cannot mend the workload network; trying again");
             }
         }

@@ -63,6 +63,10 @@ impl Attachment for NodeAttachment {
         .boxed()
     }
 
+    fn is_attached<'a>(&'a self, _: &'a OverlayState) -> BoxFuture<'a, bool> {
+        self.network.is_attached().boxed()
+    }
+
     fn admit<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, Result<(), NetworkError>> {
         async move {
             let access = access(&self.names, self.node, state);

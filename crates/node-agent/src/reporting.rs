@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::node::{AgentSession, NodeReport};
 use display::chain;
+use metrics::{Outcome, Waits};
 use node_core::report_sender::{Answered, ReportSender};
 use serde::{Deserialize, Serialize};
 use state_file::StateFormat;
@@ -53,8 +54,12 @@ async fn keep(files: &dyn Files, path: &Path, session: AgentSession) {
     }
 }
 
-/// Sends what is reported when it changed, and as a sign of life.
-pub(crate) async fn send_reports(machine: Arc<Machine>, mut report: watch::Receiver<NodeReport>) {
+/// Sends what is reported when it changed, and as a sign of life. With the first that the server takes, what waited for it is over.
+pub(crate) async fn send_reports(
+    machine: Arc<Machine>,
+    mut report: watch::Receiver<NodeReport>,
+    mut first: Option<Waits>,
+) {
     let mut sender = ReportSender::new(next_session(&machine).await);
     // The last error, which is logged once.
     let mut last = None;
@@ -64,7 +69,11 @@ pub(crate) async fn send_reports(machine: Arc<Machine>, mut report: watch::Recei
         let newest = report.borrow_and_update().clone();
         let delta = sender.next(&newest);
         let was_whole = delta.whole;
-        let answered = match machine.host.server.report(delta).await {
+        let answer = machine.host.server.report(delta).await;
+        machine
+            .metrics
+            .reported(Outcome::from(&answer), machine.clock.wall());
+        let answered = match answer {
             Ok(answer) => sender.answered(answer),
             Err(error) => {
                 let reason = Some(error.to_string());
@@ -79,6 +88,7 @@ pub(crate) async fn send_reports(machine: Arc<Machine>, mut report: watch::Recei
         last = None;
         match answered {
             Answered::Applied => {
+                drop(first.take());
                 sent_whole = false;
                 // What was sent again may be of before a change that came meanwhile.
                 if *report.borrow() == newest && sender.is_settled(&newest) {

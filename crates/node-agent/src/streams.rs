@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::directory::{Directory, Entry};
 use crate::ended_logs::EndedLogs;
 use crate::exec;
+use crate::forward;
 use crate::lane::Lane;
 use crate::logs::{Past, begins_boot};
 
@@ -32,6 +33,8 @@ const POLL_PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOG_STREAMS: usize = 128;
 /// Commands at a time.
 const MAX_EXEC_STREAMS: usize = 128;
+/// Forwarded connections at a time.
+const MAX_FORWARD_STREAMS: usize = 256;
 /// Calls with one answer (stats, signals) at a time.
 const MAX_CALLS: usize = 32;
 /// Refusals on their way at a time; a request beyond them is not answered.
@@ -65,6 +68,7 @@ impl StreamLogs {
 struct Places {
     logs: Arc<Semaphore>,
     execs: Arc<Semaphore>,
+    forwards: Arc<Semaphore>,
     calls: Arc<Semaphore>,
 }
 
@@ -74,6 +78,7 @@ impl Places {
         Self {
             logs: places(MAX_LOG_STREAMS),
             execs: places(MAX_EXEC_STREAMS),
+            forwards: places(MAX_FORWARD_STREAMS),
             calls: places(MAX_CALLS),
         }
     }
@@ -86,6 +91,9 @@ impl Places {
         let (places, count, what) = match wanted {
             StreamWanted::Logs(_) => (&self.logs, MAX_LOG_STREAMS, "readers of logs"),
             StreamWanted::Exec(_) => (&self.execs, MAX_EXEC_STREAMS, "commands"),
+            StreamWanted::Forward { .. } => {
+                (&self.forwards, MAX_FORWARD_STREAMS, "forwarded connections")
+            }
             StreamWanted::Stats { .. }
             | StreamWanted::Signal { .. }
             | StreamWanted::Unsupported { .. } => (&self.calls, MAX_CALLS, "calls"),
@@ -149,6 +157,9 @@ async fn serve_one(
             client.open_stream(&stream, body).await
         }
         StreamWanted::Exec(wanted) => exec::serve(client, &stream, wanted, directory).await,
+        StreamWanted::Forward { instance, port } => {
+            forward::serve(client, &stream, (instance, port), directory).await
+        }
         StreamWanted::Unsupported { what } => {
             let reason = format!("this node does not know what to send for `{what}`");
             tracing::warn!(

@@ -19,6 +19,7 @@ const MAKE_ROOM_PAUSE: Duration = Duration::from_secs(10);
 pub(crate) async fn measure_disk(machine: &Machine) -> Option<DiskUse> {
     match machine.host.disks.measure().await {
         Ok(now) => {
+            machine.metrics.set_disk(&now.disk);
             let changed = machine.disk.send_if_modified(|known| {
                 let reported = node_disk::reported(*known, now.disk);
                 let changed = *known != Some(reported);

@@ -91,7 +91,13 @@ pub fn boot_config(
         })
         .collect();
     let user = spec.user.as_deref().unwrap_or(&image.user);
-    let init = spec.init.unwrap_or_else(|| init_of(&argv));
+    let attached = spec.runs.is_attached();
+    let init = match spec.init {
+        // The command is a session beside a placeholder, which is no image's PID 1.
+        _ if attached => Init::Platform,
+        Some(init) => init,
+        None => init_of(&argv),
+    };
     Ok(BootConfig {
         hostname: hostname(spec),
         argv,
@@ -124,6 +130,7 @@ pub fn boot_config(
         secrets: secrets.to_vec(),
         proxy: proxy_ports(spec),
         ports: declared_ports(spec),
+        attached,
         secret_modes: spec
             .secrets
             .iter()

@@ -11,10 +11,10 @@ use model::NodeId;
 use crate::command::{ip_batch, run};
 use crate::names::platform_address;
 use crate::network::check_mtu;
-use crate::{NetworkError, namespace};
+use crate::{NetworkError, attached, namespace};
 
-/// Metric of its route to the cluster: before that of a node of the same machine, whose own /64 is a more specific route.
-const CLUSTER_ROUTE_METRIC: u32 = 1024;
+/// Metrics of edges' routes to the cluster are up to this: before those of nodes of the same machine, whose own /64 are more specific routes.
+const MAX_ROUTE_METRIC: u32 = 2047;
 
 /// An edge's link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,8 @@ impl EdgeLink {
         }
         let address = |number| platform_address(*cluster_prefix, *edge, number);
         let (own, probed) = (address(1), address(2));
+        // One of its own: several edges of one machine would replace each other's route.
+        let metric = 1 + u32::from(edge.0) % MAX_ROUTE_METRIC;
         ip_batch(
             None,
             &[
@@ -64,11 +66,24 @@ impl EdgeLink {
                 // The second is deprecated: nothing begins from it.
                 format!("addr replace {own}/128 dev {link} nodad"),
                 format!("addr replace {probed}/128 dev {link} nodad preferred_lft 0"),
-                format!(
-                    "route replace {cluster_prefix}/48 dev {link} src {own} metric {CLUSTER_ROUTE_METRIC}"
-                ),
+                format!("route replace {cluster_prefix}/48 dev {link} src {own} metric {metric}"),
             ],
         )
+        .await
+    }
+
+    /// Whether the link still has its addresses and its route, as [`EdgeLink::ensure`] gave them. Reads two files.
+    pub async fn is_attached(&self) -> bool {
+        let Self {
+            link,
+            cluster_prefix,
+            edge,
+            ..
+        } = self.clone();
+        blocking(move || {
+            attached::has_route(cluster_prefix, &link)
+                && attached::has_addresses(cluster_prefix, edge, &link)
+        })
         .await
     }
 

@@ -47,6 +47,7 @@
 //! IPv4 between instances, IPv6 egress. This crate drives Debian's `ip`, `nft` and `slirp4netns` and opens
 //! taps by ioctl; it keeps no state of its own.
 
+mod attached;
 mod command;
 mod edge_link;
 mod egress;

@@ -153,7 +153,8 @@ impl Network {
             address,
             ipv4,
             ..
-        } = *endpoint;
+        } = endpoint;
+        let (instance, address, ipv4) = (*instance, *address, *ipv4);
         // Nobody gives the taps another MTU before this one has its own.
         let mtu = self.mtu.read().await;
         let name = tap_name(instance);
@@ -201,7 +202,7 @@ impl Network {
     /// # Errors
     /// A refusal of `nft`; the rules are then as before.
     pub async fn apply_rules(&self, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
-        let endpoints = endpoints.iter().map(|e| (e.instance, *e)).collect();
+        let endpoints = endpoints.iter().map(|e| (e.instance, e.clone())).collect();
         let mut loaded = self.loaded.lock().await;
         let access = loaded.access.clone();
         self.load(&mut loaded, endpoints, access).await

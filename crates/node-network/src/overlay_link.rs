@@ -10,7 +10,7 @@ use crate::command::{ip_batch, nft};
 use crate::host_network::HostNetwork;
 use crate::names::{INSIDE_LINK, OVERLAY_LINK, UPLINK, node_prefix, platform_address};
 use crate::network::{Network, check_mtu, links};
-use crate::{NetworkError, OverlayAccess, namespace, rules};
+use crate::{NetworkError, OverlayAccess, attached, namespace, rules};
 
 /// Metric of the route by which what is for an instance that is not here is refused, and does not go around in circles: the last one.
 const NO_INSTANCE_METRIC: u32 = u32::MAX;
@@ -39,6 +39,16 @@ impl Network {
             ],
         )
         .await
+    }
+
+    /// Whether the link still has its route to the other members, as [`Network::attach_overlay`] gave it. Reads a file.
+    pub async fn is_attached(&self) -> bool {
+        let cluster = self.cluster_prefix;
+        let looked = namespace::within(&self.namespace, move || {
+            Ok(attached::has_route(cluster, OVERLAY_LINK))
+        });
+        // What cannot be looked at is nothing to mend here.
+        looked.await.unwrap_or(true)
     }
 
     /// Makes the rules those for exactly these other members. It costs what differs from the last call. An agent that starts calls it before its first

@@ -15,7 +15,8 @@ use guest_protocol::RESOLVER;
 use model::instance::EgressPolicy;
 use node_network::{Network, NetworkError};
 use overlay::private_networks::PrivateNetworks;
-use support::{Guest, enter, ipv4, isolated, machine_state, settings, shell, whole_guest};
+use support::{Guest, ipv4, isolated, machine_state, settings, whole_guest};
+use test_namespaces::{enter, shell};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const OWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
@@ -318,7 +319,10 @@ fn egress_outlives_the_agent_is_restarted_and_leaves_nothing_behind() {
             let network = Network::ensure(&settings()).await.unwrap();
             let one = Guest::new(&network, 7, 0xa1).await;
             let endpoint = one.endpoint();
-            network.apply_rules(&[endpoint]).await.unwrap();
+            network
+                .apply_rules(std::slice::from_ref(&endpoint))
+                .await
+                .unwrap();
             let guest = whole_guest(one).await;
             let before = machine_state();
             network.ensure_egress().await.unwrap();
@@ -342,7 +346,10 @@ fn egress_outlives_the_agent_is_restarted_and_leaves_nothing_behind() {
             // The next agent finds it.
             drop(network);
             let network = Network::ensure(&settings()).await.unwrap();
-            network.apply_rules(&[endpoint]).await.unwrap();
+            network
+                .apply_rules(std::slice::from_ref(&endpoint))
+                .await
+                .unwrap();
             let egress = network.ensure_egress().await.unwrap();
             assert_eq!(egress_processes(), first);
             echo(b"second").unwrap();
@@ -625,7 +632,10 @@ fn an_instance_reaches_what_its_egress_policy_names() {
             let network = Network::ensure(&settings()).await.unwrap();
             let one = Guest::new(&network, 7, 0xa1).await;
             let mut endpoint = one.endpoint();
-            network.apply_rules(&[endpoint]).await.unwrap();
+            network
+                .apply_rules(std::slice::from_ref(&endpoint))
+                .await
+                .unwrap();
             let guest = whole_guest(one).await;
             network.ensure_egress().await.unwrap();
             let reaches = |address, port| match seen_as(&guest, address, port) {
@@ -642,7 +652,10 @@ fn an_instance_reaches_what_its_egress_policy_names() {
                 (EgressPolicy::All, [true, true, true]),
             ] {
                 endpoint.egress = egress;
-                network.apply_rules(&[endpoint]).await.unwrap();
+                network
+                    .apply_rules(std::slice::from_ref(&endpoint))
+                    .await
+                    .unwrap();
                 assert_eq!(reaches(FAR, 8080), far, "{egress:?}");
                 assert_eq!(reaches(DATABASE, 8080), private, "{egress:?}");
                 assert_eq!(reaches(MEASURED, 8080), private, "{egress:?}");
@@ -665,7 +678,10 @@ fn an_instance_reaches_what_its_egress_policy_names() {
             // An agent that starts goes by it from its first rules on.
             let restarted = Network::ensure(&settings()).await.unwrap();
             restarted.set_private_networks(&networks).await.unwrap();
-            restarted.apply_rules(&[endpoint]).await.unwrap();
+            restarted
+                .apply_rules(std::slice::from_ref(&endpoint))
+                .await
+                .unwrap();
             assert!(reaches(DATABASE, 8080) && !reaches(MEASURED, 8080));
             // The control plane is reached by nobody, wherever it is; other ports of its machine are.
             let server = |port| [SocketAddrV4::new(DATABASE, port)].into();

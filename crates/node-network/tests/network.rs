@@ -12,9 +12,8 @@ use std::time::Duration;
 
 use model::InstanceId;
 use node_network::{Network, NetworkError, NetworkSettings};
-use support::{
-    Guest, address, enter, icmp, isolated, machine_state, settings, shell, udp, whole_guest,
-};
+use support::{Guest, address, icmp, isolated, machine_state, settings, udp, whole_guest};
+use test_namespaces::{enter, shell};
 
 fn host_socket() -> UdpSocket {
     let socket = UdpSocket::bind((address(0, 1), 0)).unwrap();
@@ -354,6 +353,7 @@ fn changes_give_the_rules_that_a_whole_load_gives() {
             address: address(env, instance),
             ipv4: support::ipv4(instance),
             egress: model::instance::EgressPolicy::All,
+            edge_ports: [8080, 61_001].into(),
         };
         // Chains are listed in the order in which they came.
         let rules = || -> BTreeSet<String> {
@@ -433,7 +433,10 @@ fn connections_survive_a_replacement_of_the_rules() {
         let network = Network::ensure(&settings()).await.unwrap();
         let guest = Guest::new(&network, 7, 0xa1).await;
         let (address, guest_member) = (guest.address, guest.endpoint());
-        network.apply_rules(&[guest_member]).await.unwrap();
+        network
+            .apply_rules(std::slice::from_ref(&guest_member))
+            .await
+            .unwrap();
         let inside = whole_guest(guest).await;
         let (listening, listens) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -460,7 +463,10 @@ fn connections_survive_a_replacement_of_the_rules() {
         };
         echo(b"first");
         for _ in 0..20 {
-            network.apply_rules(&[guest_member]).await.unwrap();
+            network
+                .apply_rules(std::slice::from_ref(&guest_member))
+                .await
+                .unwrap();
             Network::ensure(&settings()).await.unwrap();
             echo(&[b'x'; 3000]);
         }

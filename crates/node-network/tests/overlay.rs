@@ -15,8 +15,9 @@ use model::{EnvNetwork, NodeId};
 use node_network::{EdgeLink, Network, OVERLAY_LINK, OverlayAccess};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::{
-    Guest, PREFIX, address, enter, icmp, isolated, machine_state, packet, settings, shell, syn, udp,
+    EDGE_PORTS, Guest, PREFIX, address, icmp, isolated, machine_state, packet, settings, syn, udp,
 };
+use test_namespaces::{enter, shell};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const NO_ROUTE: u8 = 1;
@@ -192,9 +193,9 @@ fn an_instance_is_reached_from_those_nodes_that_have_its_env() {
 }
 
 #[test]
-fn edges_reach_every_port_of_instances_and_nothing_else() {
+fn edges_reach_the_ports_that_are_theirs_and_nothing_else() {
     isolated(
-        "edges_reach_every_port_of_instances_and_nothing_else",
+        "edges_reach_the_ports_that_are_theirs_and_nothing_else",
         || async {
             let (network, wire, guest) = node().await;
             network
@@ -213,16 +214,30 @@ fn edges_reach_every_port_of_instances_and_nothing_else() {
                 9000,
                 "another address of the edge",
             ));
-            for port in [9000, 61_001, 65_535] {
-                wire.send(&udp(edge, to, 4000, port, "asks"));
+            // Ports that are not for edges, other protocols, fragments of them.
+            for port in [22, 9000, 61_002, 65_535] {
+                wire.send(&syn(edge, to, port, 1360));
+            }
+            wire.send(&udp(edge, to, 4000, 8080, "no TCP"));
+            wire.send(&icmp(edge, to, ECHO, b"an echo"));
+            wire.send(&packet(edge, to, 44, vec![6, 0, 0, 0, 0, 0, 0, 1], 2));
+            for port in EDGE_PORTS {
+                wire.send(&syn(edge, to, port, 1360));
                 let packet = guest.receive();
-                assert_eq!((packet.source, packet.text()), (edge, "asks".into()));
-                assert_eq!(packet.body[2..4], port.to_be_bytes());
+                assert_eq!(
+                    (packet.source, &packet.body[2..4]),
+                    (edge, &port.to_be_bytes()[..])
+                );
             }
             // An instance begins nothing with an edge, and answers it.
             guest.send_udp(edge, 22, "unasked");
-            guest.send_packet(&udp(to, edge, 9000, 4000, "answer"));
-            assert!(wire.receive(to).ends_with(b"answer"));
+            let mut answer = syn(to, edge, 4000, 1360)[40..].to_vec();
+            answer[..2].copy_from_slice(&8080_u16.to_be_bytes());
+            // SYN and ACK, of the number after that of the SYN.
+            (answer[11], answer[13]) = (2, 0x12);
+            answer[16..18].fill(0);
+            guest.send_packet(&packet(to, edge, 6, answer, 16));
+            assert_eq!(wire.receive(to)[40..42], 8080_u16.to_be_bytes());
             host.set_nonblocking(true).unwrap();
             assert!(host.recv(&mut [0; 16]).is_err());
             // A neighbour of the same env on this node does not reach ingress ports either.
@@ -432,6 +447,18 @@ fn a_restarted_agent_drops_nothing_of_the_overlay() {
         let _ = network.ensure_egress().await;
         wire.send(&udp(elsewhere(5, 7, 1), to, 4000, 9000, "a stranger"));
         passes("the rules were mended");
+        // And the route, which its owner looks at.
+        for harm in [
+            format!("-6 route del {PREFIX}/48 dev {OVERLAY_LINK}"),
+            format!("link set {OVERLAY_LINK} down"),
+        ] {
+            assert!(network.is_attached().await, "before {harm}");
+            shell(&format!("ip -n platform-test {harm}"));
+            assert!(!network.is_attached().await, "{harm}");
+            network.attach_overlay().await.unwrap();
+            assert!(network.is_attached().await, "{harm}");
+        }
+        passes("the route was mended");
     });
 }
 
@@ -489,11 +516,53 @@ fn the_machine_of_an_edge_gets_answers_and_nothing_else() {
             link.mtu = 1300;
             link.ensure().await.unwrap();
             assert!(shell("ip -o link show dev plat-edge").contains("mtu 1300"));
+            // What somebody removes is noticed, and given again.
+            for harm in [
+                format!("ip -6 route del {PREFIX}/48 dev plat-edge"),
+                format!("ip addr del {own}/128 dev plat-edge"),
+                "ip link set plat-edge down; ip link set plat-edge up".to_owned(),
+            ] {
+                assert!(link.is_attached().await, "before {harm}");
+                shell(&harm);
+                assert!(!link.is_attached().await, "{harm}");
+                link.ensure().await.unwrap();
+                assert!(link.is_attached().await, "{harm}");
+            }
             drop((wire, service, listener));
             shell("ip link delete dev plat-edge");
             EdgeLink::remove("plat-edge").await.unwrap();
             EdgeLink::remove("plat-edge").await.unwrap();
             assert_eq!(machine_state(), before);
+        },
+    );
+}
+
+#[test]
+fn edges_of_one_machine_leave_each_other_their_routes() {
+    isolated(
+        "edges_of_one_machine_leave_each_other_their_routes",
+        || async {
+            let names = ["plat-edge1", "plat-edge2"];
+            let [one, _two] = names.map(|name| Wire::new(None, name));
+            for _ in 0..2 {
+                for (name, number) in names.into_iter().zip([100, 101]) {
+                    let link = EdgeLink {
+                        link: name.to_owned(),
+                        cluster_prefix: PREFIX,
+                        edge: NodeId(number),
+                        mtu: 1420,
+                    };
+                    link.ensure().await.unwrap();
+                }
+            }
+            let routes = || shell(&format!("ip -6 route show {PREFIX}/48"));
+            assert_eq!(routes().lines().count(), 2, "{}", routes());
+            // One goes down, and the other leads to the cluster.
+            drop(one);
+            shell("ip link delete dev plat-edge1");
+            let left = shell(&format!("ip -6 route get {}", elsewhere(4, 7, 1)));
+            assert!(left.contains("dev plat-edge2"), "{left}");
+            shell("ip link delete dev plat-edge2");
         },
     );
 }

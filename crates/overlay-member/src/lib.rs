@@ -16,7 +16,6 @@ mod links;
 pub mod measure;
 mod place;
 pub mod probe;
-mod repeated;
 mod settings;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ use std::time::Duration;
 
 use api::member::{MAX_OVERLAY_ERROR_BYTES, MeasurementRequest, OverlayReport};
 use api_client::ApiClient;
+use display::Repeated;
 use futures_util::future::BoxFuture;
 use membership::{OverlayState, UnderlayOptions};
 use model::NodeId;
@@ -34,10 +34,13 @@ use wireguard::interface::{Interface, InterfaceError, Kind, MIN_MTU};
 
 use crate::place::Current;
 pub use crate::place::Place;
-use crate::repeated::Repeated;
 
 /// Everything is compared at least this often.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the interface is looked at: what somebody did to it is mended.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// A process that is stopped at so many looks on end is replaced; a debugger may hold it for a moment.
+const STOPPED_LOOKS: u32 = 2;
 /// Pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked at which address and MTU lead to the server: machines move.
@@ -47,6 +50,9 @@ const UNDERLAY_INTERVAL: Duration = Duration::from_secs(5);
 pub trait Attachment: Send + Sync + 'static {
     /// Gives the link, which is there and new or has another MTU, what it needs.
     fn attach<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, Result<(), NetworkError>>;
+
+    /// Whether the link still has what [`Self::attach`] gave it.
+    fn is_attached<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, bool>;
 
     /// Lets pass what may pass among these members, and nothing else.
     fn admit<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, Result<(), NetworkError>>;
@@ -133,7 +139,7 @@ async fn follow<A: Attachment>(
                 failed = true;
                 let error = error.to_string();
                 set_outcome(report, None, Some(&error));
-                if refused.is_due(&error) {
+                if refused.is_due(tokio::time::Instant::now(), &error) {
                     tracing::warn!(
                         error,
                         link = place.link,
@@ -149,27 +155,53 @@ async fn follow<A: Attachment>(
                 None => std::future::pending().await,
             }
         };
-        let is_gone = tokio::select! {
+        let damage = tokio::select! {
             biased;
             changed = state.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                false
+                None
             }
-            () = attachment.changed() => false,
-            () = ended => true,
-            () = tokio::time::sleep(pause) => false,
+            () = attachment.changed() => None,
+            () = ended => Some("the interface of the overlay is gone; it is made again"),
+            damage = damage(made.as_ref(), attachment, &wanted) => Some(damage),
+            () = tokio::time::sleep(pause) => None,
         };
-        if is_gone {
-            tracing::warn!(
-                link = place.link,
-                "the interface of the overlay is gone; it is made again"
-            );
+        if let Some(damage) = damage {
+            if refused.is_due(tokio::time::Instant::now(), damage) {
+                tracing::warn!(link = place.link, "{damage}");
+            }
             made = None;
             *current.write().await = None;
             // One that ends as soon as it was made is made again at this pace at most.
             tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+}
+
+/// Waits until the interface has to be made or attached again though it did not end. Cancel-safe.
+async fn damage<A: Attachment>(
+    made: Option<&Made>,
+    attachment: &A,
+    wanted: &OverlayState,
+) -> &'static str {
+    let Some(made) = made else {
+        return std::future::pending().await;
+    };
+    let mut stopped = 0;
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        stopped = if made.interface.is_stopped() {
+            stopped + 1
+        } else {
+            0
+        };
+        if stopped >= STOPPED_LOOKS {
+            return "the process of the overlay's interface was stopped; another takes its place";
+        }
+        if !attachment.is_attached(wanted).await {
+            return "somebody removed the overlay's route or addresses; they are set again";
         }
     }
 }
@@ -255,7 +287,18 @@ async fn make<A: Attachment>(
                 .as_ref()
                 .is_none_or(|set| number(set) == number(wanted))
     });
-    if !is_as_made {
+    let is_set = match made.as_ref().filter(|_| is_as_made) {
+        Some(made) => made.interface.is_set(wanted.mtu).await,
+        None => true,
+    };
+    if !is_set {
+        tracing::warn!(
+            link = place.link,
+            mtu = wanted.mtu,
+            "somebody set the overlay's link down or to another MTU; it is put right"
+        );
+    }
+    if !is_as_made || !is_set {
         let interface = Interface::ensure(&place.options(port, wanted.mtu)).await?;
         let first = made.is_none();
         attachment.attach(wanted).await?;
@@ -282,7 +325,10 @@ async fn make<A: Attachment>(
     }
     let Some(made) = made else { return Ok(()) };
     if made.set.as_ref() != Some(wanted) {
-        made.set = None;
+        let settings = match made.set.take() {
+            Some(_) => settings,
+            None => current.with_seen(settings),
+        };
         made.interface.set(&settings).await?;
         made.set = Some(wanted.clone());
     }

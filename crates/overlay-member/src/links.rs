@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use api::member::{LinkReport, MAX_REPORTED_LINKS, OverlayReport};
+use display::Repeated;
 use membership::OverlayState;
 use model::NodeId;
 use overlay::address_plan::probe_address;
@@ -16,7 +17,6 @@ use wireguard::settings::Key;
 use crate::RETRY_PAUSE;
 use crate::place::{Current, Place};
 use crate::probe::Prober;
-use crate::repeated::Repeated;
 
 /// How often the ages of handshakes are looked at. A link's first one is reported at once.
 const HANDSHAKE_INTERVAL: Duration = Duration::from_secs(3);
@@ -41,9 +41,15 @@ pub(crate) async fn watch_handshakes(
         };
         let ages: BTreeMap<NodeId, Option<u64>> = {
             let state = state.borrow();
-            let peers = state.peers.iter().filter_map(|(number, peer)| {
-                let key: Key = peer.wireguard_public_key.parse().ok()?;
-                let age = status.peers.get(&key)?.handshake_age_ms;
+            let peers: Vec<_> = (state.peers.iter())
+                .filter_map(|(number, peer)| {
+                    let key: Key = peer.wireguard_public_key.parse().ok()?;
+                    Some((*number, key, peer.endpoint))
+                })
+                .collect();
+            current.remember(peers.iter().map(|(_, key, at)| (*key, *at)), &status);
+            let peers = peers.iter().filter_map(|(number, key, _)| {
+                let age = status.peers.get(key)?.handshake_age_ms;
                 Some((*number, age.map(|age| age / 1000)))
             });
             peers.take(MAX_REPORTED_LINKS).collect()
@@ -75,7 +81,7 @@ pub(crate) async fn watch_hubs(
                 Ok(prober) => probe_hubs(&prober, &hubs, &mut state, report).await,
                 Err(error) => {
                     let error = error.to_string();
-                    if refused.is_due(&error) {
+                    if refused.is_due(tokio::time::Instant::now(), &error) {
                         tracing::warn!(error, "cannot probe the hubs; trying again");
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;

@@ -61,6 +61,9 @@ const SEGMENTS_TIMEOUT: Duration = Duration::from_secs(8);
 /// Times that the answer is sent where that fails, and the pause in between.
 const SENDS: u32 = 3;
 const SEND_PAUSE: Duration = Duration::from_secs(1);
+/// How long an agent that starts may take to its interface, and the pause between two looks.
+const INTERFACE_TIMEOUT: Duration = Duration::from_secs(5);
+const INTERFACE_POLL: Duration = Duration::from_millis(100);
 /// What of the time it is given a member keeps for its answer.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 
@@ -93,7 +96,7 @@ pub(crate) async fn answer_requests(
             run = request.run,
             "the links of this machine are measured, because a user asked for it"
         );
-        let interface = current.read().await.clone();
+        let interface = interface_soon(current).await;
         let state = state.borrow().clone();
         serving.shutdown().await;
         // Edges let nothing begin from any member.
@@ -110,6 +113,18 @@ pub(crate) async fn answer_requests(
             ..measured
         };
         send(&client, measured).await;
+    }
+}
+
+/// The interface; where the agent starts just now, as soon as it is there.
+async fn interface_soon(current: &Current) -> Option<Arc<Interface>> {
+    let until = Instant::now() + INTERFACE_TIMEOUT;
+    loop {
+        let interface = current.read().await.clone();
+        if interface.is_some() || Instant::now() >= until {
+            return interface;
+        }
+        tokio::time::sleep(INTERFACE_POLL).await;
     }
 }
 

@@ -44,5 +44,6 @@ pub(crate) fn of(state: &OverlayState) -> Option<Settings> {
         private_key: PrivateKey(private_key),
         inside,
         peers,
+        seen: BTreeMap::new(),
     })
 }

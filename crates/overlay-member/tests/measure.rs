@@ -4,11 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::net::Ipv6Addr;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use api::member::{LinkMeasurement, Measurement, MeasurementRequest, Segments};
@@ -17,15 +15,15 @@ use membership::OverlayState;
 use model::NodeId;
 use node_network::{Network, NetworkSettings, OVERLAY_LINK, OverlayAccess};
 use overlay_member::{Place, measure};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use test_namespaces::{agent, isolated_command, shell};
 use tokio::sync::Barrier;
 use wireguard::interface::{Interface, InterfaceOptions};
 use wireguard::process::ProcessOptions;
 use wireguard::settings::{PeerSettings, Prefix, PrivateKey, Settings};
 
 const INSIDE: &str = "OVERLAY_MEMBER_TEST_INSIDE";
-/// The one switch that leaves these tests out, on a machine where they cannot run.
-const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
+/// Longest that a test takes.
+const LIMIT: Duration = Duration::from_mins(2);
 const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0);
 const PORT: u16 = 51_820;
 
@@ -82,21 +80,11 @@ fn main() -> ExitCode {
             .filter(|argument| !argument.starts_with('-'));
         filters.clone().count() == 0 || filters.any(|filter| name.contains(filter.as_str()))
     };
-    if std::env::var_os(SKIP).is_some() {
-        eprintln!("SKIPPED: {SKIP} is set");
+    if test_namespaces::is_skipped() {
         return ExitCode::SUCCESS;
     }
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "these tests need root; {SKIP}=1 leaves them out"
-    );
     for (name, _) in TESTS.iter().filter(|(name, _)| wanted(name)) {
-        let output = Command::new("timeout")
-            .args(["--kill-after=5", "120", "unshare"])
-            .args(["--net", "--mount", "--propagation", "private"])
-            .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-            .args(["sh", "-ec", "mount -t tmpfs tmpfs /run; exec \"$@\"", "sh"])
-            .arg(std::env::current_exe().unwrap())
+        let output = isolated_command(":", LIMIT)
             .env(INSIDE, name)
             .output()
             .unwrap();
@@ -142,37 +130,6 @@ fn interface(arguments: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn shell(line: &str) {
-    let output = Command::new("sh")
-        .args(["-ec", line])
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{line}: {errors}");
-}
-
-/// Does something as an agent on a machine, which is a namespace.
-fn on<T: Send, F: Future<Output = T>>(machine: &str, work: impl FnOnce() -> F + Send) -> T {
-    let enter = |machine: &str| {
-        let namespace = File::open(format!("/run/netns/{machine}")).unwrap();
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-    };
-    let machine = machine.to_owned();
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            enter(&machine);
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .on_thread_start(move || enter(&machine))
-                .build()
-                .unwrap();
-            runtime.block_on(work())
-        });
-        thread.join().unwrap()
-    })
 }
 
 /// A node on a machine of its own.
@@ -250,6 +207,7 @@ impl Node {
                 bits: 48,
             },
             peers: BTreeMap::from([(other.key.public_base64().parse().unwrap(), peer)]),
+            seen: BTreeMap::new(),
         };
         interface.set(&settings).await.unwrap();
     }
@@ -295,6 +253,12 @@ impl Node {
 
 /// Machines `a` and `b`, and a router `r` between: 10.1.0.2 and 10.2.0.2. The link to `b` has this MTU.
 fn two_nodes(mtu: u32) -> [Node; 2] {
+    two_machines(mtu);
+    two_interfaces()
+}
+
+/// Two machines with a router between them, whose network to the second takes packets of this size.
+fn two_machines(mtu: u32) {
     for (machine, number) in [("a", 1), ("b", 2)] {
         shell(&format!(
             "ip netns add r 2>/dev/null || :
@@ -311,9 +275,13 @@ fn two_nodes(mtu: u32) -> [Node; 2] {
         "ip -n r link set rb mtu {mtu}; ip -n b link set eth0 mtu {mtu}
          ip netns exec r sysctl -qw net.ipv4.ip_forward=1"
     ));
+}
+
+/// The interface of each, which begins handshakes at once.
+fn two_interfaces() -> [Node; 2] {
     let [a, b] = [Node::new(1, "a"), Node::new(2, "b")];
-    on("a", || a.begin(&b));
-    on("b", || b.begin(&a));
+    agent("a", || a.begin(&b));
+    agent("b", || b.begin(&a));
     [a, b]
 }
 
@@ -322,8 +290,8 @@ fn both([a, b]: &[Node; 2]) -> [(LinkMeasurement, Measurement); 2] {
     let all = Barrier::new(2);
     let measured = std::thread::scope(|scope| {
         let (of_a, of_b) = (
-            scope.spawn(|| on("a", || a.measure(b, &all))),
-            scope.spawn(|| on("b", || b.measure(a, &all))),
+            scope.spawn(|| agent("a", || a.measure(b, &all))),
+            scope.spawn(|| agent("b", || b.measure(a, &all))),
         );
         [of_a.join().unwrap(), of_b.join().unwrap()]
     });
@@ -375,11 +343,12 @@ fn a_link_that_is_healthy_is_measured_whole() {
 }
 
 fn a_path_broken_in_one_direction_is_seen_from_both_ends() {
-    let nodes = two_nodes(1500);
+    two_machines(1500);
     rules(
         "r",
         "table ip broken { chain forward { type filter hook forward priority 0; policy accept; iifname ra oifname rb udp dport 51820 drop; } }",
     );
+    let nodes = two_interfaces();
     let [(a, _), (b, _)] = both(&nodes);
     assert_eq!((a.echoes.answered, b.echoes.answered), (0, 0));
     assert!(a.echoes.sent > 3 && b.echoes.sent > 3, "{a:?} {b:?}");
@@ -455,7 +424,7 @@ fn a_member_without_an_interface_says_so() {
         within_ms: 30_000,
     };
     let state = a.state(&b);
-    let measured = on("a", || async {
+    let measured = agent("a", || async {
         measure::measure(&a.place(), None, &state, &request).await
     });
     assert_eq!(measured.run, 7);

@@ -9,3 +9,4 @@ pub mod address_plan;
 pub mod ingress;
 pub mod private_networks;
 pub mod topology;
+pub mod underlay;

@@ -16,8 +16,11 @@
 //! region are peers too, so that a handshake is there when a home is gone. What goes to them is only their probe address
 //! ([`address_plan::probe_address`]), which always takes the direct way.
 //!
-//! A hub has one peer for each member of its region and one for each other hub, any other member two or three, and those of its region where
-//! that is small ([`Mode::Hubs::local_mesh`]). All is computed from members, mode and the set of dead hubs alone: whoever computes it gets the same.
+//! **Edges** are every node's peers, in both modes, and no hub relays for them: nodes let edges in to every env, so a packet of an edge has to come from that edge
+//! itself, which WireGuard compares (its /64 is that peer's, and no other's). Edges are no hubs, have no home, and with hubs are no peers of each other.
+//!
+//! A hub has one peer for each member of its region and one for each other hub, any other node two or three, and those of its region where
+//! that is small ([`Mode::Hubs::local_mesh`]). All is computed from members, mode and the [faults](HubFaults) alone: whoever computes it gets the same.
 //!
 //! Deliberately absent: endpoints, keys, and when a hub is dead.
 
@@ -73,6 +76,17 @@ pub struct Member {
     pub region: String,
     /// Whether it may be a hub.
     pub hub: HubRole,
+    /// Whether it is an edge: no hub, and every node's peer.
+    pub is_edge: bool,
+}
+
+/// What does not work of the hubs for now, whatever they may be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HubFaults {
+    /// Those that are no hubs now. Where all of a cluster are dead, none is.
+    pub dead: BTreeSet<NodeId>,
+    /// A member, and a hub that it alone does not reach: that is no home of it while it has another hub.
+    pub unreached: BTreeSet<(NodeId, NodeId)>,
 }
 
 /// What goes to a peer, and may come from it (WireGuard's AllowedIPs).
@@ -109,8 +123,9 @@ pub struct Topology {
     mode: Mode,
     /// The region of each member.
     members: BTreeMap<NodeId, String>,
-    /// The members of each region.
+    /// The nodes of each region.
     regions: BTreeMap<String, BTreeSet<NodeId>>,
+    edges: BTreeSet<NodeId>,
     /// The hubs of each member that is none, its home first.
     hubs_of: BTreeMap<NodeId, Vec<NodeId>>,
     /// Every hub, with the members whose home it is.
@@ -120,27 +135,32 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// The topology of these members. `dead`: those that are no hubs now, whatever they may be; where all of a cluster are dead, none is.
-    pub fn new(members: &BTreeMap<NodeId, Member>, mode: Mode, dead: &BTreeSet<NodeId>) -> Self {
+    /// The topology of these members.
+    pub fn new(members: &BTreeMap<NodeId, Member>, mode: Mode, faults: &HubFaults) -> Self {
         let mut topology = Self {
             mode,
             ..Self::default()
         };
         for (id, member) in members {
             topology.members.insert(*id, member.region.clone());
+            if member.is_edge {
+                topology.edges.insert(*id);
+                continue;
+            }
             let region = topology.regions.entry(member.region.clone()).or_default();
             region.insert(*id);
         }
         if matches!(mode, Mode::Hubs { .. }) {
-            topology.choose_hubs(members, dead);
+            topology.choose_hubs(members, faults);
         }
         topology
     }
 
     /// Finds the hubs of each region, and a home for everybody else.
-    fn choose_hubs(&mut self, members: &BTreeMap<NodeId, Member>, dead: &BTreeSet<NodeId>) {
+    fn choose_hubs(&mut self, members: &BTreeMap<NodeId, Member>, faults: &HubFaults) {
         let may = |id: &NodeId| members[id].hub != HubRole::Never;
-        let mut of_regions = self.hubs_by_region(members, |id| may(id) && !dead.contains(id));
+        let mut of_regions =
+            self.hubs_by_region(members, |id| may(id) && !faults.dead.contains(id));
         if of_regions.is_empty() {
             of_regions = self.hubs_by_region(members, may);
         }
@@ -153,7 +173,7 @@ impl Topology {
             self.standby_for.insert(*hub, BTreeSet::new());
         }
         for (id, member) in members {
-            if self.hubs.contains_key(id) {
+            if self.hubs.contains_key(id) || member.is_edge {
                 continue;
             }
             // A region without a hub goes to those of others.
@@ -161,6 +181,8 @@ impl Topology {
             let mut hubs = hubs.clone();
             hubs.sort_by_key(|hub| std::cmp::Reverse(weight(*id, *hub)));
             hubs.truncate(HUBS_OF_A_LARGE_REGION);
+            // One that it does not reach stays a peer: by that it is noticed when it does.
+            hubs.sort_by_key(|hub| faults.unreached.contains(&(*id, *hub)));
             for (place, hub) in hubs.iter().enumerate() {
                 let of = if place == 0 {
                     &mut self.hubs
@@ -208,14 +230,24 @@ impl Topology {
         self.hubs.iter().map(|(hub, homed)| (*hub, homed))
     }
 
+    /// Whether packets between two members may go by way of hubs, where they are no peers.
+    pub fn is_relayed(&self, one: NodeId, other: NodeId) -> bool {
+        !self.edges.contains(&one) && !self.edges.contains(&other)
+    }
+
     /// Whether this member relays for others.
     pub fn is_hub(&self, member: NodeId) -> bool {
         self.hubs.contains_key(&member)
     }
 
-    /// The hub through which a member sends and gets everything; absent for a hub, and in a mesh.
+    /// The hub through which a member sends and gets everything; absent for a hub, an edge, and in a mesh.
     pub fn home(&self, member: NodeId) -> Option<NodeId> {
         self.hubs_of.get(&member)?.first().copied()
+    }
+
+    /// The hubs of a member that is none itself, its home first.
+    pub fn hubs_of(&self, member: NodeId) -> &[NodeId] {
+        self.hubs_of.get(&member).map_or(&[], Vec::as_slice)
     }
 
     /// The peers of a member, none where it is none. This costs what there are peers and routes.
@@ -230,9 +262,13 @@ impl Topology {
                     .map(|other| (*other, vec![Route::Member(*other)]))
                     .collect()
             }
+            Mode::Hubs { .. } if self.edges.contains(&member) => {
+                let nodes = self.members.keys().filter(|id| !self.edges.contains(id));
+                nodes.map(|id| (*id, vec![Route::Member(*id)])).collect()
+            }
             Mode::Hubs { .. } if self.is_hub(member) => self.peers_of_hub(member),
             Mode::Hubs { local_mesh } => {
-                let mut peers = Peers::new();
+                let mut peers = self.edges_as_peers();
                 let hubs = self.hubs_of.get(&member).into_iter().flatten();
                 for (place, hub) in hubs.enumerate() {
                     let route = if place == 0 {
@@ -254,8 +290,15 @@ impl Topology {
         }
     }
 
+    fn edges_as_peers(&self) -> Peers {
+        let edges = self.edges.iter();
+        edges
+            .map(|edge| (*edge, vec![Route::Member(*edge)]))
+            .collect()
+    }
+
     fn peers_of_hub(&self, hub: NodeId) -> Peers {
-        let mut peers = Peers::new();
+        let mut peers = self.edges_as_peers();
         for (other, homed) in &self.hubs {
             if *other == hub {
                 for member in homed {

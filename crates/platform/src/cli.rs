@@ -7,9 +7,10 @@ use clap::builder::styling::{AnsiColor, Style};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    completions, deploy, destroy, dev, doctor, edge, edges, envs, exec, fmt, image, images, logs,
-    manual, network, node, nodes, normalize, ps, registries, resolver, scale, schema, secrets,
-    server, signal, tokens, top, validate, volumes, wireguard,
+    completions, deploy, destroy, dev, doctor, edge, edges, envs, events, exec, fmt, forward,
+    image, images, login, logs, manual, network, node, nodes, normalize, orgs, plan, ps,
+    registries, releases, resolver, run, scale, schema, secrets, server, signal, tokens, top,
+    users, validate, volumes, why, wireguard,
 };
 use crate::failure::Failure;
 
@@ -32,10 +33,13 @@ Examples:
   platform ps                                                   what runs
   platform logs -f --process web                                what it says
   platform exec -it --process web -- sh                         a shell in it
+  platform run -- /srv/shop migrate                             a command in a microVM of its own
+  platform forward --process db 5432                            its port, on this machine
   platform scale web=3                                          more of it
+  platform why web                                              why it is as it is
 
-Exit status: 0 done, 1 the input is wrong or the cluster refuses, 2 wrong usage; `exec` ends with its
-command's.";
+Exit status: 0 done, 1 the input is wrong or the cluster refuses, 2 wrong usage; `exec` and `run` end with
+their command's.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -58,9 +62,16 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Deploy(deploy::Arguments),
+    Plan(plan::Arguments),
+    Releases(releases::ReleasesArguments),
+    Rollback(releases::RollbackArguments),
     Ps(ps::Arguments),
     Logs(logs::Arguments),
+    Events(events::Arguments),
+    Why(why::Arguments),
     Exec(exec::Arguments),
+    Run(run::Arguments),
+    Forward(forward::Arguments),
     Top(top::Arguments),
     Signal(signal::Arguments),
     Scale(scale::Arguments),
@@ -82,6 +93,12 @@ pub(crate) enum Command {
     Registries(registries::Arguments),
     #[command(subcommand)]
     Tokens(tokens::Command),
+    Users(users::Arguments),
+    Orgs(orgs::OrgsArguments),
+    Apps(orgs::AppsArguments),
+    Login(login::LoginArguments),
+    Whoami(login::WhoAmIArguments),
+    Contexts(login::ContextsArguments),
     Server(server::Arguments),
     Node(node::Arguments),
     Edge(edge::Arguments),
@@ -101,9 +118,16 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Deploy(arguments) => asynchronous(deploy::run(arguments)),
+        Command::Plan(arguments) => asynchronous(plan::run(arguments)),
+        Command::Releases(arguments) => asynchronous(releases::list(arguments)),
+        Command::Rollback(arguments) => asynchronous(releases::rollback(arguments)),
         Command::Ps(arguments) => asynchronous(ps::run(arguments)),
         Command::Logs(arguments) => asynchronous(logs::run(arguments)),
+        Command::Why(arguments) => asynchronous(why::run(arguments)),
+        Command::Events(arguments) => asynchronous(events::run(arguments)),
         Command::Exec(arguments) => asynchronous(exec::run(arguments)),
+        Command::Run(arguments) => asynchronous(run::run(arguments)),
+        Command::Forward(arguments) => asynchronous(forward::run(arguments)),
         Command::Top(arguments) => asynchronous(top::run(arguments)),
         Command::Signal(arguments) => asynchronous(signal::run(arguments)),
         Command::Scale(arguments) => asynchronous(scale::run(arguments)),
@@ -122,6 +146,12 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Nodes(arguments) => asynchronous(nodes::run(arguments)),
         Command::Edges(arguments) => asynchronous(edges::run(arguments)),
         Command::Tokens(command) => asynchronous(tokens::run(command)),
+        Command::Users(arguments) => asynchronous(users::run(arguments)),
+        Command::Orgs(arguments) => asynchronous(orgs::run_orgs(arguments)),
+        Command::Apps(arguments) => asynchronous(orgs::run_apps(arguments)),
+        Command::Login(arguments) => asynchronous(login::login(arguments)),
+        Command::Whoami(arguments) => asynchronous(login::whoami(arguments)),
+        Command::Contexts(arguments) => login::run_contexts(arguments),
         Command::Server(arguments) => {
             asynchronous(server::run(arguments)).map_err(Failure::for_root)
         }

@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use api::user::EnvsQuery;
 use api_client::{ApiClient, ClientConfig};
 use clap::Args;
 use clap::builder::OsStringValueParser;
 use model::{AppName, EnvKey, EnvName};
 
 use crate::commands::manifest_file;
+use crate::contexts::{ContextName, Contexts, no_such_context};
 use crate::failure::Failure;
 use crate::output;
 
@@ -30,6 +32,15 @@ pub(crate) struct ClusterArguments {
         value_parser = OsStringValueParser::new()
     )]
     config: Option<OsString>,
+    /// Which of the clusters that `platform contexts` lists [default: the one that is chosen there]
+    #[arg(
+        long,
+        value_name = "CONTEXT",
+        env = "PLATFORM_CONTEXT",
+        hide_env_values = true,
+        conflicts_with = "config"
+    )]
+    context: Option<ContextName>,
 }
 
 impl ClusterArguments {
@@ -50,8 +61,23 @@ impl ClusterArguments {
         if let Some(path) = self.config.as_ref().filter(|path| !path.is_empty()) {
             return Ok(PathBuf::from(path));
         }
-        let candidates: Vec<PathBuf> = users_own()
-            .into_iter()
+        let contexts = Contexts::of_user();
+        if let Some(contexts) = &contexts {
+            let chosen = match &self.context {
+                Some(name) => Some(name.clone()),
+                None => contexts.current()?,
+            };
+            if let Some(name) = chosen {
+                let file = contexts.file(&name);
+                return if file.exists() {
+                    Ok(file)
+                } else {
+                    Err(no_such_context(&name))
+                };
+            }
+        }
+        let candidates: Vec<PathBuf> = (contexts.iter())
+            .map(Contexts::before)
             .chain([PathBuf::from(SERVERS_OWN)])
             .collect();
         match candidates.iter().find(|path| path.exists()) {
@@ -63,21 +89,12 @@ impl ClusterArguments {
                     places.join(" and no ")
                 ))
                 .hint(
-                    "copy `client.json` from the server's data folder to one of these places, or \
-                     name it with --config or $PLATFORM_CONFIG",
+                    "`platform login` keeps one; or copy `client.json` from the server's data folder to one \
+                     of these places, or name it with --config or $PLATFORM_CONFIG",
                 ))
             }
         }
     }
-}
-
-/// `~/.config/platform/config.json`.
-fn users_own() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let folder = set("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(set("HOME")?).join(".config")))?;
-    Some(folder.join("platform/config.json"))
 }
 
 /// The apps and envs that a list is about.
@@ -98,8 +115,13 @@ impl Scope {
 
     /// Says that there are no `what`. A failure where that is because there is no such app or env.
     pub(crate) async fn nothing(&self, client: &ApiClient, what: &str) -> Result<(), Failure> {
+        // Those of its app tell what there is instead.
+        let query = EnvsQuery {
+            app: self.app.clone(),
+            ..EnvsQuery::default()
+        };
         let names: Vec<EnvKey> = client
-            .envs()
+            .find_envs(&query)
             .await?
             .into_iter()
             .map(|row| row.env)
@@ -174,13 +196,12 @@ impl EnvArguments {
             let env = self.env_or_default()?;
             return Ok(EnvKey { app, env });
         }
-        let mut envs: Vec<EnvKey> = client
-            .envs()
-            .await?
-            .into_iter()
-            .map(|row| row.env)
-            .collect();
-        envs.retain(|key| self.env.as_ref().is_none_or(|env| key.env == *env));
+        let query = EnvsQuery {
+            env: self.env.clone(),
+            ..EnvsQuery::default()
+        };
+        let rows = client.find_envs(&query).await?.into_iter();
+        let envs: Vec<EnvKey> = rows.map(|row| row.env).collect();
         match envs.as_slice() {
             [] => Err(Failure::new("nothing is deployed")
                 .hint("`platform deploy --image REF` deploys the app of ./platform.toml")),

@@ -1,6 +1,6 @@
 //! The one-time token that a machine joins with. It stands on no command line, where everyone on the machine could read it.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
 
 use blocking_work::blocking;
@@ -39,6 +39,29 @@ impl TokenArguments {
     }
 }
 
+/// A file with a secret, `-` for standard input, which is asked for where that is a terminal.
+#[derive(Debug, Clone)]
+pub(crate) struct SecretFile(PathBuf);
+
+impl std::str::FromStr for SecretFile {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(PathBuf::from(text)))
+    }
+}
+
+impl SecretFile {
+    /// Its first line. `what` is asked for.
+    pub(crate) async fn read(&self, what: &str) -> Result<String, Failure> {
+        let Self(path) = self.clone();
+        if path == Path::new("-") && std::io::stdin().is_terminal() {
+            crate::output::note(format!("{what}, then Enter:"));
+        }
+        blocking(move || read_file(&path)).await
+    }
+}
+
 /// Blocks.
 fn read_file(path: &Path) -> Result<String, Failure> {
     let read = if path == Path::new("-") {
@@ -53,7 +76,7 @@ fn read_file(path: &Path) -> Result<String, Failure> {
     };
     match read {
         Ok(line) if line.is_empty() => Err(Failure::new(format!("{name} has no token"))
-            .hint("`platform tokens create` prints one")),
+            .hint("`platform tokens create` prints one for a machine, `platform users tokens create` one for a user")),
         Ok(line) => Ok(line),
         Err(error) => Err(Failure::from(
             anyhow::Error::new(error).context(format!("cannot read the token from {name}")),

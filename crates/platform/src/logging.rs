@@ -1,8 +1,8 @@
-//! The logs of the roles: lines for people on standard error.
+//! The logs of the roles on standard error: lines for people, or JSON for programs.
 
 use std::io::IsTerminal as _;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 /// Levels where neither `--log` nor `RUST_LOG` says otherwise.
@@ -13,8 +13,27 @@ const DEFAULT_FILTER: &str = "info";
 pub(crate) struct LogArguments {
     /// How much to say on standard error: error, warn, info, debug or trace, also by part
     /// (`info,edge_proxy=debug`)
-    #[arg(long, value_name = "LEVEL", env = "RUST_LOG", default_value = DEFAULT_FILTER)]
+    #[arg(long, value_name = "LEVEL", env = "RUST_LOG", hide_env_values = true, default_value = DEFAULT_FILTER)]
     log: String,
+    /// How to say it: lines for people, or an object of JSON a line for programs
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        env = "PLATFORM_LOG_FORMAT",
+        hide_env_values = true,
+        default_value_t = LogFormat::Text
+    )]
+    log_format: LogFormat,
+}
+
+/// What a line of the log looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// `2026-01-31T12:00:00Z  INFO new routes generation=7 hosts=2`
+    Text,
+    /// `{"timestamp":…,"level":"INFO","message":"new routes","generation":7,"hosts":2,"target":…}`
+    Json,
 }
 
 impl LogArguments {
@@ -30,13 +49,15 @@ impl LogArguments {
             crate::failure::Failure::new(format!("`{log}` is not a log level: {error}"))
                 .hint("try `--log debug`")
         })?;
-        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        tracing_subscriber::fmt()
+        let lines = tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(colours)
-            .with_target(false)
-            .init();
+            .with_writer(std::io::stderr);
+        if self.log_format == LogFormat::Json {
+            lines.json().flatten_event(true).init();
+            return Ok(());
+        }
+        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        lines.with_ansi(colours).with_target(false).init();
         Ok(())
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! This file only starts the command; each command is a module of [`commands`], what they share is
 //! beside them: [`connection`] (which cluster, which app), [`output`] (tables, JSON), [`shutdown`] (how a role is stopped),
-//! [`role_options`], [`join_token`], [`service`] (how a role is set up), [`notify`] (what it tells systemd), [`registry_access`] (registries and logins), [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
+//! [`role_options`], [`join_token`], [`service`] (how a role is set up), [`notify`] (what it tells systemd), [`registry_access`] (registries and logins), [`watch`] (a list again and again), [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
 //! Exit status: 0 done, 1 the user's input is wrong or the cluster refuses, 2 usage.
 
 mod cli;
 mod commands;
 mod connection;
+mod contexts;
 mod failure;
 mod join_token;
 mod logging;
@@ -19,6 +20,7 @@ mod rollout;
 mod service;
 mod shutdown;
 mod units;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -213,6 +213,11 @@ impl Table {
         lines
     }
 
+    /// The lines as [`Self::print`] prints them.
+    pub(crate) fn text(&self) -> String {
+        self.render(terminal_width())
+    }
+
     pub(crate) fn print(&self) -> Result<(), OutputError> {
         write(&self.render(terminal_width()))
     }

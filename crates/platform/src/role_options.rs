@@ -62,6 +62,9 @@ pub(crate) struct KeptServerOptions {
     pub(crate) advertise: Option<String>,
     #[serde(default)]
     pub(crate) registries: KeptRegistries,
+    /// Where it tells metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
 }
 
 impl StateFormat for KeptServerOptions {
@@ -80,6 +83,7 @@ impl KeptOptions for KeptServerOptions {
             },
             advertise: self.advertise.or(kept.advertise),
             registries: self.registries.or(kept.registries),
+            metrics_listen: self.metrics_listen.or(kept.metrics_listen),
         }
     }
 }
@@ -139,6 +143,9 @@ pub(crate) struct KeptNodeOptions {
     pub(crate) registries: KeptRegistries,
     #[serde(default, skip_serializing_if = "KeptUnderlay::is_empty")]
     pub(crate) underlay: KeptUnderlay,
+    /// Where it tells metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
 }
 
 impl StateFormat for KeptNodeOptions {
@@ -153,6 +160,7 @@ impl KeptOptions for KeptNodeOptions {
             guest: self.guest.or(kept.guest),
             registries: self.registries.or(kept.registries),
             underlay: self.underlay.or(kept.underlay),
+            metrics_listen: self.metrics_listen.or(kept.metrics_listen),
         }
     }
 }
@@ -164,6 +172,9 @@ pub(crate) struct KeptEdgeOptions {
     pub(crate) listen: Option<SocketAddr>,
     #[serde(default, skip_serializing_if = "KeptUnderlay::is_empty")]
     pub(crate) underlay: KeptUnderlay,
+    /// Where it tells metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics_listen: Option<SocketAddr>,
 }
 
 impl StateFormat for KeptEdgeOptions {
@@ -175,6 +186,7 @@ impl KeptOptions for KeptEdgeOptions {
         Self {
             listen: self.listen.or(kept.listen),
             underlay: self.underlay.or(kept.underlay),
+            metrics_listen: self.metrics_listen.or(kept.metrics_listen),
         }
     }
 }

@@ -11,7 +11,7 @@ use api::node::InstanceReport;
 use api::user::{InstanceRow, RolloutPhase, RolloutStatus};
 use api_client::{ApiClient, ClientError};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use model::instance::InstanceState;
+use model::instance::{InstanceState, Runs};
 use model::{EnvKey, InstanceId, ReleaseNumber};
 
 use crate::failure::Failure;
@@ -288,10 +288,10 @@ impl Progress {
         } else {
             format!(" {FAINT}({}){FAINT:#}", row.release)
         };
-        let what = if row.runs.is_app() {
-            ""
-        } else {
-            " release command"
+        let what = match row.runs {
+            Runs::App => "",
+            Runs::ReleaseCommand => " release command",
+            Runs::Command { .. } => " command",
         };
         let mut text = format!(
             "{}{what} {} on {}{release}: {style}{}{style:#}",

@@ -4,8 +4,15 @@
 //! A pid alone is not enough, because the kernel gives it to another process later. An [`Identity`] can be
 //! written down and is compared with the process before its pidfd is used.
 //!
-//! Deliberately absent: starting processes. Each user of this crate starts its own kind.
+//! - [`detached`]: a process that outlives the agent that started it, from both ends.
+//! - [`control`]: how an agent talks to such a process.
+//! - [`sandbox`]: what such a process gives up.
+//!
+//! Deliberately absent: starting other processes. Each user of this crate starts its own kind.
 
+pub mod control;
+pub mod detached;
+pub mod sandbox;
 mod udp_port;
 
 use std::ffi::OsStr;

@@ -5,26 +5,16 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use blocking_work::blocking;
-use process_handle::{Process, is_gone};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::Command;
+use process_handle::Process;
+use process_handle::control::{Client, ControlError};
+use process_handle::detached::{self, StartError, find_all, listener, remove_socket};
 
-use crate::control::{Client, ControlError, NamespaceId, Request, Status, Version};
+use crate::control::{NamespaceId, Request, Status, Version};
 use crate::names::Update;
-use crate::process::READY;
-
-/// Longest wait for a start, and for the end of a killed process.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most bytes of the process's standard error that an error carries.
-const MAX_STDERR_BYTES: u64 = 2048;
 
 /// A resolver's settings.
 #[derive(Debug, Clone)]
@@ -47,13 +37,8 @@ impl ResolverOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ResolverError {
     /// It did not start.
-    #[error("`{command}` did not start: {why}")]
-    Start {
-        /// The command.
-        command: String,
-        /// What it said, or how it was started.
-        why: String,
-    },
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// It does not do what it is asked.
     #[error("cannot tell the resolver of names")]
     Control(#[from] ControlError),
@@ -103,8 +88,8 @@ impl Resolver {
                 .recursive(true)
                 .mode(0o700)
                 .create(run_dir);
-            made.and_then(|()| remove_file(&path))
-                .and_then(|()| find_all(&path))
+            made.and_then(|()| remove_socket(&path))
+                .and_then(|()| resolvers(&path))
         });
         for process in left.await.map_err(wrong("look for processes"))? {
             end(&process).await?;
@@ -134,60 +119,8 @@ impl Resolver {
             "--control".into(),
             control.clone().into_os_string(),
         ];
-        let words = std::iter::once(options.program.as_os_str());
-        let words = words.chain(arguments.iter().map(std::ffi::OsString::as_os_str));
-        let command = words
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ");
-        let failed = |why: String| ResolverError::Start {
-            command: command.clone(),
-            why,
-        };
-        // By its whole path and without work in between, it starts without a copy of the agent's page tables (posix_spawn).
-        let mut child = Command::new(&options.program)
-            .args(&arguments)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| failed(error.to_string()))?;
-        let (output, errors) = (child.stdout.take(), child.stderr.take());
-        let ready = async {
-            let mut line = String::new();
-            if let Some(output) = output {
-                BufReader::new(output).read_line(&mut line).await?;
-            }
-            io::Result::Ok(line.trim_end() == READY)
-        };
-        match tokio::time::timeout(PATIENCE, ready).await {
-            Ok(Ok(true)) => {}
-            Ok(_) => {
-                let mut text = Vec::new();
-                if let Some(errors) = errors {
-                    let _ = errors.take(MAX_STDERR_BYTES).read_to_end(&mut text).await;
-                }
-                let _ = child.wait().await;
-                return Err(failed(
-                    String::from_utf8_lossy(&text).trim().replace('\n', "; "),
-                ));
-            }
-            Err(_) => {
-                let _ = child.kill().await;
-                return Err(failed(format!(
-                    "it was not ready within {} s",
-                    PATIENCE.as_secs()
-                )));
-            }
-        }
-        let path = control.clone();
-        let process = blocking(move || listener(&path)).await;
-        Ok(Self {
-            control,
-            process: process.ok_or_else(|| failed("it ended at once".to_owned()))?,
-        })
+        let process = detached::start(&options.program, &arguments).await?;
+        Ok(Self { control, process })
     }
 
     /// Tells it what changed.
@@ -232,7 +165,7 @@ impl Resolver {
             end(&process).await?;
         }
         let path = control.clone();
-        let left = blocking(move || remove_file(&path).and_then(|()| find_all(&path)));
+        let left = blocking(move || remove_socket(&path).and_then(|()| resolvers(&path)));
         for process in left.await.map_err(wrong("look for processes"))? {
             end(&process).await?;
         }
@@ -241,55 +174,14 @@ impl Resolver {
 }
 
 async fn end(process: &Process) -> Result<(), ResolverError> {
-    process.kill();
-    let ended = tokio::time::timeout(PATIENCE, process.ended()).await;
-    ended.map_err(|_| wrong("end a resolver")(io::ErrorKind::TimedOut.into()))?;
-    Ok(())
-}
-
-/// Blocks.
-fn remove_file(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Who listens at this path, if anybody does. It is held before it is known to be there still. Blocks.
-fn listener(path: &Path) -> Option<Process> {
-    let stream = UnixStream::connect(path).ok()?;
-    let listener = rustix::net::sockopt::socket_peercred(stream.as_fd()).ok()?;
-    let process = Process::hold(listener.pid.as_raw_nonzero().get()).ok()?;
-    // Its end closes the socket: one that is open now is of the process that is held.
-    UnixStream::connect(path).is_ok().then_some(process)
+    detached::end(process)
+        .await
+        .map_err(wrong("end a resolver"))
 }
 
 /// Every resolver with this control socket, by its command line. Blocks.
-fn find_all(control: &Path) -> io::Result<Vec<Process>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let is_one = || {
-            is_resolver(
-                &fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default(),
-                control,
-            )
-        };
-        if !is_one() {
-            continue;
-        }
-        match Process::hold(pid) {
-            // Read again after the process is held: the answer is then about this process.
-            Ok(process) if is_one() => found.push(process),
-            Ok(_) => {}
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
+fn resolvers(control: &Path) -> io::Result<Vec<Process>> {
+    find_all(|command_line| is_resolver(command_line, control))
 }
 
 /// Whether a command line (as in `/proc`) is of a resolver with this control socket.

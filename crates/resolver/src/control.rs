@@ -1,14 +1,14 @@
-//! How an agent talks to the process: one line of JSON a request, one line an answer, over a Unix socket that only root may open.
+//! What an agent asks the process ([`process_handle::control`]), and the process's end of it.
 
 // ring: what is served says how it is in the words of the control, which asks it.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use process_handle::control::{self, MAX_CONNECTIONS, MAX_REQUEST_BYTES};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
@@ -17,12 +17,6 @@ use tokio::sync::{Notify, Semaphore};
 use crate::names::Update;
 use crate::serve::Server;
 
-/// Longest request, in bytes: some 50,000 instances.
-const MAX_REQUEST_BYTES: u64 = 16 << 20;
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 8;
-/// How long a request may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after an error that would come again at once.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
 
@@ -87,14 +81,8 @@ pub struct Status {
     pub failed: u64,
 }
 
-/// What is answered.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Answer {
-    /// How it is, after what was asked.
-    Status(Box<Status>),
-    /// Why it was not done.
-    Refused(String),
+impl control::Request for Request {
+    type Status = Status;
 }
 
 /// Does what agents ask, until one says to end.
@@ -136,81 +124,25 @@ async fn connection(
     loop {
         let mut line = Vec::new();
         let length = (&mut read)
-            .take(MAX_REQUEST_BYTES)
+            .take(MAX_REQUEST_BYTES as u64)
             .read_until(b'\n', &mut line)
             .await?;
         if length == 0 || line.last() != Some(&b'\n') {
             return Ok(());
         }
         let mut ends = false;
-        let answer = match serde_json::from_slice(&line) {
-            Ok(Request::Update(update)) => {
-                server.apply(*update);
-                Answer::Status(Box::new(server.status()))
+        let line = control::answer(&line, |request| {
+            match request {
+                Request::Update(update) => server.apply(*update),
+                Request::Status => {}
+                Request::End => ends = true,
             }
-            Ok(Request::Status) => Answer::Status(Box::new(server.status())),
-            Ok(Request::End) => {
-                ends = true;
-                Answer::Status(Box::new(server.status()))
-            }
-            Err(error) => Answer::Refused(format!("this is no request: {error}")),
-        };
-        let mut line = serde_json::to_vec(&answer)?;
-        line.push(b'\n');
+            Ok(server.status())
+        })?;
         let written = write.write_all(&line).await;
         if ends {
             ended.notify_one();
         }
         written?;
-    }
-}
-
-/// Why the process did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// It is not there.
-    #[error("the process of the resolver does not answer")]
-    Io(#[from] io::Error),
-    /// It speaks another language.
-    #[error("the process of the resolver answers with something else")]
-    Format(#[from] serde_json::Error),
-    /// It says why.
-    #[error("the resolver was not told of names: {0}")]
-    Refused(String),
-}
-
-/// An agent's end.
-#[derive(Debug)]
-pub struct Client(BufReader<UnixStream>);
-
-impl Client {
-    /// Connects to the process at this path. Blocks.
-    ///
-    /// # Errors
-    /// It is not there.
-    pub fn connect(path: &Path) -> Result<Self, ControlError> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        Ok(Self(BufReader::new(stream)))
-    }
-
-    /// Asks, and waits for the answer. Blocks.
-    ///
-    /// # Errors
-    /// It is not there any more, or refuses.
-    pub fn ask(&mut self, request: &Request) -> Result<Status, ControlError> {
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        self.0.get_mut().write_all(&line)?;
-        let mut answer = String::new();
-        self.0.read_line(&mut answer)?;
-        if answer.is_empty() {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-        match serde_json::from_str(&answer)? {
-            Answer::Status(status) => Ok(*status),
-            Answer::Refused(why) => Err(ControlError::Refused(why)),
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! The process that answers (`platform resolver`): it opens what it needs, gives up what it does not need any more, and serves.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use guest_protocol::RESOLVER;
-use rustix::fs::Mode;
+use process_handle::detached::{self, StepError, cannot};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -17,11 +17,9 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::LocalSet;
 
 use crate::control::{self, NamespaceId};
-use crate::sandbox;
+use crate::sandbox::SANDBOX;
 use crate::serve::Server;
 
-/// What it writes to its standard output when it answers.
-pub(crate) const READY: &str = "ready";
 /// The port of DNS.
 const PORT: u16 = 53;
 /// Connections that wait to be accepted.
@@ -38,31 +36,14 @@ pub struct ProcessOptions {
     pub control: PathBuf,
 }
 
-/// Why the process ended.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {what}")]
-pub struct ProcessError {
-    /// What was to be done.
-    what: &'static str,
-    /// Why.
-    #[source]
-    source: io::Error,
-}
-
 /// Answers until the agent says to end. The process has one thread, is in a session of its own, and gives up its rights before the first question:
 /// afterwards it is the user nobody, without a capability, in a list of system calls.
 ///
 /// # Errors
 /// What it needs is not there.
-pub fn run(options: &ProcessOptions) -> Result<(), ProcessError> {
-    let wrong = |what| move |source: io::Error| ProcessError { what, source };
-    // It outlives the agent and its terminal. One that leads a session already is on its own.
-    let _ = rustix::process::setsid();
-    // Until it can be found by its control socket it ends with its agent.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|error| wrong("end with its agent")(error.into()))?;
-    // Only root may tell it anything, from the first moment on.
-    rustix::process::umask(Mode::from_raw_mode(0o177));
+pub fn run(options: &ProcessOptions) -> Result<(), StepError> {
+    let wrong = |what| cannot::<io::Error>(what);
+    detached::begin()?;
     let (udp, tcp) = sockets_in(&options.namespace).map_err(wrong("listen for questions"))?;
     let control = UnixListener::bind(&options.control).map_err(wrong("listen for the agent"))?;
     control
@@ -78,12 +59,7 @@ pub fn run(options: &ProcessOptions) -> Result<(), ProcessError> {
         let tcp = TcpListener::from_std(tcp.into()).map_err(wrong("listen for questions"))?;
         let control =
             tokio::net::UnixListener::from_std(control).map_err(wrong("listen for the agent"))?;
-        rustix::process::set_parent_process_death_signal(None)
-            .map_err(|error| wrong("outlive its agent")(error.into()))?;
-        sandbox::enter().map_err(wrong("give up rights"))?;
-        let mut output = io::stdout();
-        (writeln!(output, "{READY}").and_then(|()| output.flush()))
-            .map_err(wrong("say that it is ready"))?;
+        detached::serve(&SANDBOX)?;
         let server = Server::new(namespace);
         tokio::task::spawn_local(server.clone().serve_udp(Rc::new(udp)));
         tokio::task::spawn_local(server.clone().serve_tcp(tcp));

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use resolver::agent::Resolver;
-use support::{instance, isolated, machine, names, runtime, sh, within};
+use support::{instance, machine, names, runtime};
+use test_namespaces::{isolated, shell, within};
 
 /// Answers a second of one core that are promised (issue 14).
 const PROMISED: f64 = 20_000.0;
@@ -46,7 +47,7 @@ fn bench_answers_a_second() {
             update.instances.insert(id, named);
         }
         resolver.update(update).await.unwrap();
-        let pid = sh("pgrep --full 'name-server [r]esolver'");
+        let pid = shell("pgrep --full 'name-server [r]esolver'");
         for (what, name, kind) in [
             ("AAAA of 10 instances", "p30.prod.shop.internal.", RecordType::AAAA),
             ("AAAA of one instance", "0000012c.p30.prod.shop.internal.", RecordType::AAAA),

@@ -10,10 +10,8 @@ use std::time::{Duration, Instant};
 
 use resolver::agent::Resolver;
 use resolver::names::Update;
-use support::{
-    Mood, NameServer, dig, in_guest, instance, isolated, machine, names, program, runtime, sh,
-    wait_for, within,
-};
+use support::{Mood, NameServer, dig, in_guest, instance, machine, names, program, runtime};
+use test_namespaces::{eventually, isolated, shell, within};
 
 #[test]
 fn names_are_answered_to_dig_and_to_the_c_library_and_only_in_their_env() {
@@ -147,7 +145,7 @@ fn the_process_has_no_rights_outlives_agents_and_is_replaced_where_it_must_be() 
     }
     let (options, runtime) = (machine(), runtime());
     let pid = || -> i32 {
-        let found = sh("pgrep --full 'name-server [r]esolver' || true");
+        let found = shell("pgrep --full 'name-server [r]esolver' || true");
         let pids: Vec<_> = found.split_whitespace().collect();
         assert_eq!(pids.len(), 1, "{pids:?}");
         pids[0].parse().unwrap()
@@ -162,7 +160,7 @@ fn the_process_has_no_rights_outlives_agents_and_is_replaced_where_it_must_be() 
         ] {
             assert!(status.contains(line), "{line:?} is not in {status}");
         }
-        assert_eq!(sh(&format!("ps -o sid= -p {first}")).trim(), first.to_string());
+        assert_eq!(shell(&format!("ps -o sid= -p {first}")).trim(), first.to_string());
         // It answers nothing before it was told of names, so that nobody takes what it does not know for what is not there.
         assert!(dig(1, "+tries=1 +time=1 web.prod.shop.internal AAAA").is_empty());
         resolver.update(names(&[])).await.unwrap();
@@ -175,10 +173,11 @@ fn the_process_has_no_rights_outlives_agents_and_is_replaced_where_it_must_be() 
         // Killed, stopped, or without its socket: another takes its place.
         for harm in ["kill -KILL", "kill -STOP", "rm /run/resolver/resolver.sock; true"] {
             let before = pid();
-            sh(&format!("{harm} {before}"));
-            wait_for(harm, || {
+            shell(&format!("{harm} {before}"));
+            eventually(harm, || {
                 let state = fs::read_to_string(format!("/proc/{before}/stat")).unwrap_or_default();
-                harm.starts_with("rm") || state.is_empty() || state.contains(") T ") || state.contains(") Z ")
+                let is_harmed = harm.starts_with("rm") || state.is_empty() || state.contains(") T ") || state.contains(") Z ");
+                is_harmed.then_some(())
             });
             let resolver = Resolver::ensure(&options).await.unwrap();
             resolver.update(names(&[])).await.unwrap();
@@ -187,13 +186,13 @@ fn the_process_has_no_rights_outlives_agents_and_is_replaced_where_it_must_be() 
         }
         // The namespace was made anew.
         let before = pid();
-        sh("ip netns delete node; ip netns add node");
+        shell("ip netns delete node; ip netns add node");
         Resolver::ensure(&options).await.unwrap();
         assert_ne!(pid(), before);
         // Something else has the port.
         Resolver::remove(&options.run_dir).await.unwrap();
         let taken = within("node", || {
-            sh("ip link set lo up; ip addr add 192.0.0.3 dev lo");
+            shell("ip link set lo up; ip addr add 192.0.0.3 dev lo");
             std::net::UdpSocket::bind("192.0.0.3:53").unwrap()
         });
         let error = Resolver::ensure(&options).await.unwrap_err().to_string();
@@ -246,7 +245,7 @@ fn what_one_guest_takes_is_bounded_and_others_are_answered() {
             begun.elapsed()
         );
         drop(connections);
-        let memory = sh("cat /proc/$(pgrep --full 'name-server [r]esolver')/status");
+        let memory = shell("cat /proc/$(pgrep --full 'name-server [r]esolver')/status");
         let resident = memory
             .lines()
             .find_map(|line| line.strip_prefix("VmHWM:"))

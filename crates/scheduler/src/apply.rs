@@ -8,20 +8,24 @@
 
 use api::enrollment::Member;
 use api::node::{NodeReport, ReportDelta};
+use api::user::RolloutPhase;
 use model::{
-    EdgeId, EnvKey, Generation, InstanceId, LabelKey, LabelValue, NodeId, ProcessName, PublicKey,
-    ReleaseNumber, Timestamp, VolumeId,
+    EdgeId, EnvKey, Generation, InstanceId, LabelKey, LabelValue, NodeId, OrgName, ProcessName,
+    PublicKey, ReleaseNumber, Timestamp, VolumeId,
 };
 use overlay::private_networks::PrivateNetworks;
 use overlay::topology::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+mod access;
 mod members;
 mod refused;
 
+pub use access::{check_app_is_empty, check_org_has_no_nodes};
 pub use refused::{MAX_NODE_LABELS, Refused};
 
+use crate::access::AccessCommand;
 use crate::action::Action;
 use crate::changes::{Changes, EnvRecord, SealedVersion};
 use crate::cluster_state::{
@@ -120,6 +124,8 @@ pub enum Command {
         /// Which private networks egress reaches; absent: they stay.
         private_networks: Option<PrivateNetworks>,
     },
+    /// Who may do what changes.
+    Access(AccessCommand),
     /// A user gave a secret bundle new content.
     AddSecretVersion {
         /// The env.
@@ -173,6 +179,13 @@ pub enum Command {
         node: NodeId,
         /// Key to value; absent: the label is removed. Labels that are not named stay.
         labels: BTreeMap<LabelKey, Option<LabelValue>>,
+    },
+    /// An admin gives a node to an org, or to all.
+    SetNodeOrg {
+        /// The node.
+        node: NodeId,
+        /// The org whose apps it runs, and no other's; absent: every org's.
+        org: Option<OrgName>,
     },
     /// A user has a node stop instances that it runs and the cluster state does not know.
     StopUnknown {
@@ -284,6 +297,7 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
     match command {
         Command::Plan(action) => apply_action(cluster, action),
         Command::AddToken { hash, token, now } => {
+            access::check_org(cluster, token.org.as_ref())?;
             Ok(members::add_token(cluster, *hash, token, *now))
         }
         Command::Enroll { token, member, now } => members::enroll(cluster, *token, member, *now),
@@ -311,6 +325,7 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             *mtu,
             private_networks.as_ref(),
         )),
+        Command::Access(command) => access::apply(cluster, command),
         Command::AddSecretVersion {
             env,
             bundle,
@@ -380,6 +395,10 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             }
             change_node(cluster, *id, |node| node.labels = after)
         }
+        Command::SetNodeOrg { node: id, org } => {
+            access::check_org(cluster, org.as_ref())?;
+            change_node(cluster, *id, |node| node.org.clone_from(org))
+        }
         Command::StopUnknown { node, instances } => stop_unknown(cluster, *node, instances),
         Command::RemoveNode { node, lost, now } => {
             members::remove_node(cluster, *node, *lost, *now)
@@ -399,18 +418,25 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
                 });
             }
             env.releases.insert(*number, release.as_ref().clone());
+            if env.rollout.phase == RolloutPhase::Rolling {
+                (env.outcomes).insert(env.rollout.release, RolloutPhase::Superseded);
+            }
             env.rollout = rollout.clone();
-            let mut changes = written_env(key, env);
-            let added = ((key.clone(), *number), release.as_ref().clone());
-            changes.releases.extend([added]);
             let mut versions = BTreeSet::new();
+            let mut deleted = BTreeSet::new();
             for number in kept_no_longer(cluster, key) {
                 if let Some(env) = cluster.envs.get_mut(key) {
                     let release = env.releases.remove(&number);
                     versions.extend(release.iter().flat_map(|r| secret_versions::of_release(r)));
+                    env.outcomes.remove(&number);
                 }
-                changes.deleted_releases.insert((key.clone(), number));
+                deleted.insert((key.clone(), number));
             }
+            let env = changeable_mut(cluster, key)?;
+            let mut changes = written_env(key, env);
+            let added = ((key.clone(), *number), release.as_ref().clone());
+            changes.releases.extend([added]);
+            changes.deleted_releases = deleted;
             changes.deleted_secret_versions =
                 secret_versions::kept_no_longer(cluster, key, versions);
             Ok(changes)
@@ -543,6 +569,9 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
             let env = cluster.envs.get_mut(key);
             let env = env.ok_or_else(|| Refused::NoEnv(key.clone()))?;
             env.rollout = rollout.clone();
+            if rollout.phase != RolloutPhase::Rolling {
+                env.outcomes.insert(rollout.release, rollout.phase);
+            }
             Ok(written_env(key, env))
         }
         Action::RemoveEnv { env: key } => remove_env(cluster, key),

@@ -6,14 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use api::event::Event;
+use api::user::RolloutPhase;
 use model::{
     EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
 };
 
+use crate::access::AccessChanges;
 use crate::cluster_state::{
     ClusterSettings, ClusterState, Edge, EndedInstance, Env, Instance, Node, Release, Rollout,
     TokenHash, TokenRecord, Volume,
 };
+use crate::event_log::{PrunedEvents, replace};
 use crate::routes::StoredRoute;
 use crate::table::Table;
 
@@ -30,6 +34,8 @@ pub struct Changes {
     pub counters: Counters,
     /// Enrollment tokens written or deleted.
     pub tokens: BTreeMap<TokenHash, Option<TokenRecord>>,
+    /// Orgs, apps, users and their tokens written or deleted.
+    pub access: AccessChanges,
     /// Envs deleted, with their releases and secret bundles, before anything is written.
     pub deleted_envs: BTreeSet<EnvKey>,
     /// Envs written.
@@ -52,6 +58,12 @@ pub struct Changes {
     pub secrets: BTreeMap<(EnvKey, String, u32), SealedVersion>,
     /// Hosts that lead elsewhere, or nowhere.
     pub routes: BTreeMap<String, Option<StoredRoute>>,
+    /// What happened, in its order ([`crate::events`]).
+    pub events: Vec<Event>,
+    /// Earlier events that one of these is in the place of.
+    pub replaced_events: BTreeSet<u64>,
+    /// Which events are kept no longer, where some are added.
+    pub pruned_events: Option<PrunedEvents>,
 }
 
 /// Counters of the cluster that grew, as they are from now on; 0: not grown.
@@ -110,6 +122,8 @@ pub struct EnvRecord {
     pub scale: BTreeMap<ProcessName, u32>,
     /// [`Env::destroying`].
     pub destroying: bool,
+    /// [`Env::outcomes`].
+    pub outcomes: BTreeMap<ReleaseNumber, RolloutPhase>,
 }
 
 impl EnvRecord {
@@ -120,6 +134,7 @@ impl EnvRecord {
             rollout: env.rollout.clone(),
             scale: env.scale.clone(),
             destroying: env.destroying,
+            outcomes: env.outcomes.clone(),
         }
     }
 
@@ -131,6 +146,7 @@ impl EnvRecord {
             rollout: self.rollout,
             scale: self.scale,
             destroying: self.destroying,
+            outcomes: self.outcomes,
         }
     }
 }
@@ -144,6 +160,7 @@ impl Changes {
             edges,
             counters,
             tokens,
+            access,
             deleted_envs,
             envs,
             releases,
@@ -155,12 +172,19 @@ impl Changes {
             deleted_secret_versions,
             secrets,
             routes,
+            events,
+            replaced_events,
+            // Nothing is pruned where nothing is added.
+            pruned_events: _,
         } = self;
         settings.is_none()
+            && events.is_empty()
+            && replaced_events.is_empty()
             && nodes.is_empty()
             && edges.is_empty()
             && *counters == Counters::default()
             && tokens.is_empty()
+            && access.is_empty()
             && secrets.is_empty()
             && routes.is_empty()
             && deleted_envs.is_empty()
@@ -205,6 +229,7 @@ impl Changes {
         self.edges.extend(later.edges);
         self.counters = self.counters.then(later.counters);
         self.tokens.extend(later.tokens);
+        self.access.then(later.access);
         self.secrets.extend(later.secrets);
         self.envs.extend(later.envs);
         self.releases.extend(later.releases);
@@ -214,6 +239,11 @@ impl Changes {
         self.deleted_secrets.extend(later.deleted_secrets);
         (self.deleted_secret_versions).extend(later.deleted_secret_versions);
         self.routes.extend(later.routes);
+        for number in later.replaced_events {
+            replace(&mut self.events, &mut self.replaced_events, number);
+        }
+        self.events.extend(later.events);
+        self.pruned_events = later.pruned_events.or(self.pruned_events);
     }
 
     /// Makes a copy of the earlier cluster state equal to the later one, as the store does with its tables.
@@ -269,6 +299,7 @@ impl Changes {
             cluster.settings = settings.clone();
         }
         cluster.index_keys(self);
+        cluster.access.patch(&self.access);
         for (hash, token) in &self.tokens {
             match token {
                 Some(token) => cluster.tokens.insert(*hash, token.clone()),
@@ -306,6 +337,9 @@ impl Changes {
                 Some(ended) => cluster.ended.insert(*id, ended.clone()),
                 None => drop(cluster.ended.remove(id)),
             }
+        }
+        for event in &self.events {
+            cluster.event_log.note(event);
         }
         for (id, volume) in &self.volumes {
             match volume {

@@ -36,7 +36,7 @@ use manifest::Manifest;
 use model::instance::{ExitEvent, PinnedImage};
 use model::{
     Digest, EdgeId, EnvKey, EnvNetwork, Generation, Incarnation, InstanceId, LabelKey, LabelValue,
-    NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+    NodeId, OrgName, ProcessName, ReleaseNumber, Timestamp, UserName, VolumeId,
 };
 use overlay::private_networks::PrivateNetworks;
 use overlay::topology::Mode;
@@ -44,7 +44,9 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::instances::{Instance, InstancePhase, Volume, VolumeKey, VolumePhase};
 
+use crate::access::Access;
 use crate::changes::Changes;
+use crate::event_log::EventLog;
 use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
 pub use crate::membership::{MemberIdentity, MemberKeys};
@@ -68,6 +70,8 @@ pub struct ClusterState {
     pub edges: Table<EdgeId, Edge>,
     /// The enrollment tokens that were made, those that were used too.
     pub tokens: Table<TokenHash, TokenRecord>,
+    /// Orgs, the apps that they own, users and their tokens.
+    pub access: Access,
     /// The highest number in the overlay that a node or an edge ever had ([`crate::numbers`]). 0 before the first.
     pub last_node: u16,
     /// The same of edges, by which people call them.
@@ -90,6 +94,8 @@ pub struct ClusterState {
     pub last_network: EnvNetwork,
     /// Counts the changes of what members are told about each other ([`crate::membership`]).
     pub last_membership: u64,
+    /// The events so far, in number.
+    pub event_log: EventLog,
     /// Which member has which key.
     pub member_keys: MemberKeys,
     /// The records that this server cannot read. Usually none.
@@ -171,12 +177,16 @@ impl ClusterState {
     /// Brings the index of keys to what changed of the members.
     pub(crate) fn index_keys(&mut self, changes: &Changes) {
         for id in changes.nodes.keys() {
-            let identity = self.nodes.get(id).map(|node| &node.identity);
-            self.member_keys.update(Member::Node(*id), identity);
+            let (member, node) = (Member::Node(*id), self.nodes.get(id));
+            let identity = node.map(|node| &node.identity);
+            let key = node.and_then(|node| node.wireguard_key.as_ref());
+            self.member_keys.update(member, identity, key);
         }
         for id in changes.edges.keys() {
-            let identity = self.edges.get(id).map(|edge| &edge.identity);
-            self.member_keys.update(Member::Edge(*id), identity);
+            let (member, edge) = (Member::Edge(*id), self.edges.get(id));
+            let identity = edge.map(|edge| &edge.identity);
+            let key = edge.and_then(|edge| edge.wireguard_key.as_ref());
+            self.member_keys.update(member, identity, key);
         }
     }
 
@@ -382,6 +392,8 @@ pub struct Node {
     pub unknown: BTreeMap<InstanceId, UnknownInstance>,
     /// What processes may ask for (`labels`). Users set them: what a node says of itself attracts nothing to it.
     pub labels: BTreeMap<LabelKey, LabelValue>,
+    /// The org whose apps it runs, and no other's. Absent: every org's. Admins of the cluster set it: what a node says of itself attracts nothing to it.
+    pub org: Option<OrgName>,
     /// The counter of its desired state's generation ([`ClusterState::generation`]). It grows whenever an instance of this node is created, begins to
     /// terminate or is deleted, and past any larger one that the node reports (the store was restored from a backup).
     pub generation: u64,
@@ -438,6 +450,11 @@ impl Node {
         }
         self.hardware = said.within(&self.approved);
         self.claimed = said.exceeds(&self.approved).then(|| said.clone());
+    }
+
+    /// Whether it runs apps of this owner; absent: nobody's.
+    pub fn takes_apps_of(&self, owner: Option<&OrgName>) -> bool {
+        self.org.is_none() || self.org.as_ref() == owner
     }
 
     /// Whether it reported lately.
@@ -497,6 +514,8 @@ pub struct TokenRecord {
     pub replaces: Option<Member>,
     /// Who made it, for people. Absent: it is not known.
     pub by: Option<String>,
+    /// The org whose apps the node runs, and no other's. Absent: every org's, or those of the node whose place the machine takes.
+    pub org: Option<OrgName>,
 }
 
 /// How long the record of a token that expired unused is kept, in milliseconds: it says so to a late caller.
@@ -513,6 +532,7 @@ impl TokenRecord {
             approve: false,
             replaces: None,
             by: None,
+            org: None,
         }
     }
 
@@ -554,6 +574,24 @@ pub struct Env {
     pub scale: BTreeMap<ProcessName, u32>,
     /// True from `destroy` until nothing of it is left.
     pub destroying: bool,
+    /// How the rollout of each release ended; absent of one that goes on, and of those of servers of before.
+    pub outcomes: BTreeMap<ReleaseNumber, RolloutPhase>,
+}
+
+impl Env {
+    /// The newest release that was rolled out wholly, among those before this one that are kept: what a rollback goes to.
+    pub fn before(&self, release: ReleaseNumber) -> Option<ReleaseNumber> {
+        let mut before = self
+            .releases
+            .range(..release)
+            .rev()
+            .map(|(number, _)| *number);
+        let is_whole = |number: &ReleaseNumber| {
+            self.outcomes.get(number) == Some(&RolloutPhase::Done)
+                || self.rollout.previous == Some(*number)
+        };
+        before.find(is_whole)
+    }
 }
 
 /// An immutable (image digest, manifest, secret versions).
@@ -573,6 +611,18 @@ pub struct Release {
     pub kept: BTreeMap<ProcessName, KeptProcess>,
     /// When it was made.
     pub created_at: Timestamp,
+    /// Who made it. Absent: a server of before did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<UserName>,
+    /// The image reference as the user gave it. Absent: a server of before did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The release that this one is the same as, because a user went back to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_to: Option<ReleaseNumber>,
+    /// What the caller named the call that made it ([`api::IDEMPOTENCY_KEY`]), so that the same call, made again, makes no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
 }
 
 impl Release {

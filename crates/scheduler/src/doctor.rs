@@ -64,7 +64,11 @@ pub fn requests(
             Mode::Mesh => BTreeSet::new(),
             Mode::Hubs { .. } => {
                 let others = sample(&members, place, run);
-                let others = others.filter(|other| !own.contains_key(other) && wanted(other));
+                let others = others.filter(|other| {
+                    topology.is_relayed(*member, *other)
+                        && !own.contains_key(other)
+                        && wanted(other)
+                });
                 others.collect()
             }
         };

@@ -83,6 +83,7 @@ pub fn enroll(
             let before = replaced.map(|(_, node)| node);
             let node = Node {
                 labels: before.map_or_else(BTreeMap::new, |node| node.labels.clone()),
+                org: (record.org.clone()).or_else(|| before.and_then(|node| node.org.clone())),
                 name: name.clone(),
                 region: region.clone(),
                 identity,
@@ -172,6 +173,11 @@ pub enum EnrollmentRefused {
     /// The key of the request is that of a member that was revoked, or of another kind.
     #[error("this machine's key is that of a member that was revoked, or is of another kind")]
     KeyTaken,
+    /// Another member has the key of WireGuard that the request names.
+    #[error(
+        "another member has the WireGuard key of this machine, whose data folder is a copy of that one's; remove keys.json there, and join again"
+    )]
+    WireguardKeyTaken,
     /// The token is for a machine that takes the place of a member that is not there.
     #[error("there is no member {0} whose place the machine could take")]
     NoneToReplace(Member),
@@ -263,6 +269,14 @@ pub fn admit<'c>(
     }
     if let Some(replaced) = record.replaces {
         check_replaced(cluster, replaced)?;
+    }
+    // Whose place it takes may have had the key.
+    let replaced = record.replaces;
+    if let Some(key) = &request.wireguard_public_key
+        && let Some(holder) = cluster.member_keys.member_with_wireguard_key(key)
+        && replaced != Some(holder)
+    {
+        return Err(EnrollmentRefused::WireguardKeyTaken);
     }
     match record.role {
         EnrollRole::Edge => {}
@@ -505,8 +519,12 @@ mod tests {
         let mut join = |number: u8| {
             machine += 1;
             let key = public_key(machine);
+            let request = EnrollRequest {
+                wireguard_public_key: Some(format!("key {machine}")),
+                ..request()
+            };
             let (command, enrolled) =
-                enroll(&cluster, hash(number), &key, &request(), None, Timestamp(5))?;
+                enroll(&cluster, hash(number), &key, &request, None, Timestamp(5))?;
             let command = command.unwrap();
             let changes = apply(&mut cluster, &command).unwrap();
             let used = changes.tokens[&hash(number)].as_ref().unwrap().used;

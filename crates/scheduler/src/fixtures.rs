@@ -24,6 +24,7 @@ use model::{
     Timestamp, VolumeId,
 };
 
+use crate::access::Access;
 use crate::apply::{Command, apply};
 use crate::cluster_state::{
     ClusterSettings, ClusterState, Env, Instance, InstancePhase, MemberIdentity, MemberKeys, Node,
@@ -69,6 +70,7 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
     };
     let node = Node {
         labels: BTreeMap::new(),
+        org: None,
         identity: MemberIdentity::default(),
         approved: hardware.clone(),
         unknown: BTreeMap::new(),
@@ -108,6 +110,7 @@ pub fn cluster(nodes: u16) -> ClusterState {
         nodes: (1..=nodes).map(|number| node(number, 4096)).collect(),
         edges: Table::new(),
         tokens: Table::new(),
+        access: Access::default(),
         last_node: nodes,
         last_edge: 0,
         freed: FreedNumbers::default(),
@@ -121,8 +124,17 @@ pub fn cluster(nodes: u16) -> ClusterState {
         counting_since: Timestamp(0),
         last_network: EnvNetwork(0),
         last_membership: 0,
+        event_log: crate::event_log::EventLog::default(),
         member_keys: MemberKeys::default(),
         unreadable: Vec::new(),
+    }
+}
+
+/// A user, at the beginning of time.
+pub fn origin() -> crate::events::Origin {
+    crate::events::Origin {
+        by: api::event::Actor::User("ann".parse().unwrap()),
+        at: Timestamp(0),
     }
 }
 
@@ -248,6 +260,10 @@ pub fn release(manifest: Manifest) -> Release {
         secrets: BTreeMap::new(),
         kept: BTreeMap::new(),
         created_at: Timestamp(0),
+        by: None,
+        image: None,
+        rollback_to: None,
+        idempotency_key: None,
     }
 }
 
@@ -289,6 +305,7 @@ pub fn deployment(cluster: &ClusterState, env: &str, release: Release, now: Time
                 rollout: begun,
                 scale: BTreeMap::new(),
                 destroying: false,
+                outcomes: BTreeMap::new(),
             }),
         },
     }
@@ -310,6 +327,7 @@ impl InstanceFixture {
         let (id, node) = (InstanceId(self.id), NodeId(self.node));
         let who = Identity {
             runs: model::instance::Runs::App,
+            command: None,
             id,
             env: &env_key,
             process: &name(self.process),

@@ -68,6 +68,11 @@ impl Heartbeats {
         self.lapses_at.get(&node).is_some_and(|at| *at > now)
     }
 
+    /// How many nodes have reported, or have time to; those that are overdue until it is known that they lapsed are among them.
+    pub fn online(&self) -> usize {
+        self.lapses_at.len()
+    }
+
     /// The nodes whose reports are overdue, until it is known that they lapsed ([`Self::lapse`]).
     pub fn overdue(&self, now: Duration) -> Vec<NodeId> {
         let due = self.order.iter().take_while(|(at, _)| *at <= now);
@@ -120,6 +125,7 @@ mod tests {
         heartbeats.reported(one, s(3), s(601));
         heartbeats.reported(one, s(3), s(605));
         assert!(heartbeats.is_heard(one, s(614)) && !heartbeats.is_heard(two, s(614)));
+        assert_eq!(heartbeats.online(), 1);
         assert_eq!(lapsed(&mut heartbeats, s(614)), []);
         assert!(!heartbeats.is_heard(one, s(615)));
         assert_eq!(lapsed(&mut heartbeats, s(615)), [one]);

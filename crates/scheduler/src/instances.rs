@@ -4,13 +4,13 @@
 //! node or volume costs what the whole cluster costs.
 
 use std::net::Ipv4Addr;
-use std::ops::Deref;
+use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use api::node::InstanceReport;
 use immutable_chunkmap::set::Set;
 use model::instance::InstanceSpec;
-use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
+use model::{AppName, EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 use overlay::address_plan::egress_address;
 
 use crate::table::{Entries, Table};
@@ -230,6 +230,12 @@ impl Instances {
         self.found(self.of_env.get(env))
     }
 
+    /// The envs that have instances, from this key on.
+    pub fn envs_from(&self, first: Bound<EnvKey>) -> impl Iterator<Item = &EnvKey> {
+        let envs = self.of_env.range((first, Bound::Unbounded));
+        envs.map(|(env, _)| env)
+    }
+
     /// The instances on a node, by id.
     pub fn on_node(&self, node: NodeId) -> impl Iterator<Item = (InstanceId, &Instance)> {
         self.found(self.on_node.get(&node))
@@ -344,6 +350,19 @@ impl Volumes {
     /// The volumes of an env, by id.
     pub fn of_env(&self, env: &EnvKey) -> impl Iterator<Item = (VolumeId, &Volume)> {
         self.found(self.of_env.get(env))
+    }
+
+    /// The envs that have volumes, from this key on.
+    pub fn envs_from(&self, first: Bound<EnvKey>) -> impl Iterator<Item = &EnvKey> {
+        let envs = self.of_env.range((first, Bound::Unbounded));
+        envs.map(|(env, _)| env)
+    }
+
+    /// The volumes of an app.
+    pub fn of_app<'v>(&'v self, app: &'v AppName) -> impl Iterator<Item = (VolumeId, &'v Volume)> {
+        let envs = self.of_env.range(EnvKey::before_all_of(app)..);
+        let of_app = envs.take_while(move |(env, _)| env.app == *app);
+        of_app.flat_map(|(_, ids)| self.found(Some(ids)))
     }
 
     /// The volumes on a node, by id.

@@ -15,14 +15,17 @@
 
 use std::collections::BTreeSet;
 
-use model::{EnvKey, NodeId, Timestamp};
+use api::event::Event;
+use model::{EnvKey, InstanceId, NodeId, Term, Timestamp};
 
 use crate::action::Action;
 use crate::apply::{Command, Refused, apply};
 use crate::changes::Changes;
-use crate::cluster_state::{ClusterState, Presence};
+use crate::cluster_state::{ClusterState, Presence, Rollout};
+use crate::event_log::PrunedEvents;
+use crate::events::{self, Origin};
 use crate::placement::PromisedIndex;
-use crate::planner::{Finding, Planned, Planner};
+use crate::planner::{CommandRefused, Finding, Planned, Planner, WantedCommand};
 use crate::routes::RouteIndex;
 use crate::table::Table;
 
@@ -99,11 +102,12 @@ impl Leader {
         &self.committed
     }
 
-    /// Carries commands out, all or none. True when they changed anything.
+    /// Carries commands out, all or none. True when they changed anything. What happened is told by events ([`crate::events`]), which are a
+    /// part of the changes.
     ///
     /// # Errors
     /// One of them does not fit the cluster state. Nothing has changed.
-    pub fn execute(&mut self, commands: &[Command]) -> Result<bool, Refused> {
+    pub fn execute(&mut self, origin: &Origin, commands: &[Command]) -> Result<bool, Refused> {
         let before = self.working.clone();
         let mut changes = Changes::default();
         for command in commands {
@@ -120,6 +124,8 @@ impl Leader {
         }
         self.planner.observe(&self.working, &changes);
         self.touch(&before, &changes);
+        let events = events::of_commands(origin, commands, &before, &self.working, &changes);
+        self.working.event_log.add(events, &mut changes);
         self.pending.then(changes);
         Ok(true)
     }
@@ -129,6 +135,7 @@ impl Leader {
         let Some(node) = self.working.nodes.get_mut(&id) else {
             return false;
         };
+        let is_back = matches!(node.presence, Presence::Lapsed { .. }) && heard.is_some();
         node.presence = match (node.presence, heard) {
             (Presence::Lapsed { .. }, None) => return false,
             (Presence::Heard { protocol, .. }, Some(now)) if protocol == now => return false,
@@ -140,6 +147,9 @@ impl Leader {
             },
             (_, None) => Presence::Lapsed { since: now },
         };
+        if is_back {
+            self.record_event(events::online(now, &self.working, id));
+        }
         let braked = self.planner.is_braked();
         self.planner.observe_node(&self.working, id);
         let here = self.working.instances.on_node(id);
@@ -149,6 +159,18 @@ impl Leader {
             self.begin_graces_anew(now);
         }
         true
+    }
+
+    /// Adds an event that comes without a record that changed.
+    fn record_event(&mut self, event: Event) {
+        let mut changes = Changes::default();
+        self.working.event_log.add(vec![event], &mut changes);
+        self.pending.then(changes);
+    }
+
+    /// This leader begins to lead, in this term.
+    pub fn begins_term(&mut self, term: Term, now: Timestamp) {
+        self.record_event(events::leads(now, term));
     }
 
     /// What came between many nodes and this server is over: those that are not heard yet have their grace again, because they are
@@ -181,13 +203,31 @@ impl Leader {
         draw: &mut dyn FnMut() -> u32,
     ) -> Option<Vec<Action>> {
         let planned = self.planner.plan_next(&mut self.working, now, draw)?;
-        Some(self.keep(planned))
+        Some(self.keep(planned, &Origin::planner(now)))
+    }
+
+    /// Makes the instance of a command of a user.
+    ///
+    /// # Errors
+    /// It cannot be run now. Nothing has changed.
+    pub fn run_command(
+        &mut self,
+        origin: &Origin,
+        wanted: &WantedCommand,
+        draw: &mut dyn FnMut() -> u32,
+    ) -> Result<InstanceId, CommandRefused> {
+        let now = origin.at;
+        let (made, planned) = self
+            .planner
+            .run_command(&mut self.working, wanted, now, draw)?;
+        self.keep(planned, origin);
+        Ok(made)
     }
 
     /// Deletes the records of ended instances that are kept no longer.
     pub fn prune(&mut self, now: Timestamp) -> Vec<Action> {
         let planned = self.planner.prune(&mut self.working, now);
-        self.keep(planned)
+        self.keep(planned, &Origin::planner(now))
     }
 
     /// The planner: what waits, and when it is to look again.
@@ -196,7 +236,8 @@ impl Leader {
     }
 
     /// Keeps the planner from an env that it cannot plan, until `until`; the cause is shown as what it waits for.
-    pub fn quarantine(&mut self, env: EnvKey, cause: String, until: Timestamp) {
+    pub fn quarantine(&mut self, env: EnvKey, cause: String, now: Timestamp, until: Timestamp) {
+        self.record_event(events::quarantined(now, &self.working, &env, &cause));
         self.touched.insert(env.clone());
         self.planner.quarantine(env, cause, until);
     }
@@ -238,6 +279,7 @@ impl Leader {
         let touched = std::mem::take(&mut self.touched);
         let mut changes = std::mem::take(&mut self.pending);
         changes.routes = self.routes.update(&self.working, &touched);
+        changes.pruned_events = PrunedEvents::after(&changes.events);
         self.taken = self.working.clone();
         Batch {
             changes,
@@ -267,12 +309,29 @@ impl Leader {
     }
 
     /// A plan is about its env and nothing else.
-    fn keep(&mut self, planned: Planned) -> Vec<Action> {
+    fn keep(&mut self, mut planned: Planned, origin: &Origin) -> Vec<Action> {
+        let told = events::of_plan(
+            origin,
+            &planned.actions,
+            &self.working,
+            &planned.changes,
+            |env| self.rollout_before(env),
+        );
+        self.working.event_log.add(told, &mut planned.changes);
         if planned.is_news || !planned.changes.is_empty() {
             self.touched.extend(planned.env);
         }
         self.pending.then(planned.changes);
         planned.actions
+    }
+
+    /// How the rollout of an env stood with all that was decided before the plan at hand.
+    fn rollout_before(&self, env: &EnvKey) -> Option<Rollout> {
+        if let Some(record) = self.pending.envs.get(env) {
+            return Some(record.rollout.clone());
+        }
+        let taken = self.taken.envs.get(env);
+        taken.map(|env| env.rollout.clone())
     }
 
     fn touch(&mut self, before: &ClusterState, changes: &Changes) {
@@ -340,7 +399,11 @@ mod tests {
         assert_eq!(batch.after.instances.len(), 2);
         assert!(batch.touched.contains(&key("shop/prod")));
         // Further decisions build on it before the store has it.
-        assert!(leader.execute(&[scale(3)]).unwrap());
+        assert!(
+            leader
+                .execute(&crate::fixtures::origin(), &[scale(3)])
+                .unwrap()
+        );
         assert_eq!(plan(&mut leader).len(), 1);
         let mut patched = leader.committed().clone();
         batch.changes.patch(&mut patched);
@@ -386,7 +449,9 @@ mod tests {
         let mut leader = leader();
         plan(&mut leader);
         let refused = leader.take_batch();
-        leader.execute(&[scale(3)]).unwrap();
+        leader
+            .execute(&crate::fixtures::origin(), &[scale(3)])
+            .unwrap();
         assert!(leader.set_heard(NodeId(2), None, Timestamp(1)));
         leader.roll_back();
         assert!(!leader.has_pending());
@@ -440,7 +505,9 @@ mod tests {
             env: key("other/prod"),
         };
         let before = leader.state().clone();
-        let refused = leader.execute(&[scale(5), missing]).unwrap_err();
+        let refused = leader
+            .execute(&crate::fixtures::origin(), &[scale(5), missing])
+            .unwrap_err();
         assert_eq!(refused, Refused::NoEnv(key("other/prod")));
         assert_eq!(*leader.state(), before);
         assert!(!leader.has_pending());
@@ -455,7 +522,12 @@ mod tests {
         other.routes.clear();
         deploy(&mut cluster, "other/prod", other, Timestamp(0));
         leader = Leader::new(cluster, RouteIndex::default());
-        leader.quarantine(key("shop/prod"), "a test".to_owned(), Timestamp(100));
+        leader.quarantine(
+            key("shop/prod"),
+            "a test".to_owned(),
+            Timestamp(1),
+            Timestamp(100),
+        );
         let actions = plan(&mut leader);
         assert_eq!(actions.len(), 1, "{actions:?}");
         let findings = leader.planner().findings();

@@ -22,8 +22,11 @@
 //! - [`desired`]: what one node is to run. [`reports`]: what a node's report means for the state.
 //! - [`report_receiver`]: which of a node's reports is applied.
 //! - [`ended`]: the records of instances that are gone.
+//! - [`events`]: what people are told of each change. [`event_log`]: its number, and the folding of what repeats.
+//! - [`why`]: why something is as it is, and what comes next.
 //! - [`directory`]: which instances a node knows of.
 //! - [`routes`]: where hosts lead. [`host_claims`]: which envs claim them.
+//! - [`access`]: who may do what: orgs, users, tokens.
 //! - [`enrollment`]: which machines may join, under which name and number. [`membership`]: who is a member, by which key. [`underlay`]: how it is
 //!   reached. [`peers`]: what each member is told of the others. [`hubs`]: which hubs
 //!   are dead. [`doctor`]: what members measure of their links, and what that means.
@@ -39,6 +42,7 @@
     )
 )]
 
+pub mod access;
 pub mod action;
 pub mod apply;
 pub mod changes;
@@ -48,6 +52,8 @@ pub mod directory;
 pub mod doctor;
 pub mod ended;
 pub mod enrollment;
+pub mod event_log;
+pub mod events;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod heartbeats;
@@ -70,3 +76,4 @@ pub mod routes;
 mod secret_versions;
 pub mod table;
 pub mod underlay;
+pub mod why;

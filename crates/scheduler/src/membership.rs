@@ -69,6 +69,9 @@ impl MemberIdentity {
 pub struct MemberKeys {
     by_key: Table<PublicKey, Member>,
     of_member: Table<Member, Vec<PublicKey>>,
+    /// The same of the keys of WireGuard. A peer is its key: two members with one are one to all others.
+    by_wireguard_key: Table<String, Member>,
+    wireguard_key_of: Table<Member, String>,
 }
 
 impl MemberKeys {
@@ -77,8 +80,36 @@ impl MemberKeys {
         self.by_key.get(key).copied()
     }
 
-    /// Takes notice of a member as it is now; `None`: it is gone.
-    pub fn update(&mut self, member: Member, identity: Option<&MemberIdentity>) {
+    /// The member that has this key of WireGuard.
+    pub fn member_with_wireguard_key(&self, key: &str) -> Option<Member> {
+        self.by_wireguard_key.get(key).copied()
+    }
+
+    fn update_wireguard(&mut self, member: Member, key: Option<&String>) {
+        let before = self.wireguard_key_of.get(&member).cloned();
+        if before.as_ref() == key {
+            return;
+        }
+        if let Some(before) = before {
+            if self.by_wireguard_key.get(&before) == Some(&member) {
+                self.by_wireguard_key.remove(&before);
+            }
+            self.wireguard_key_of.remove(&member);
+        }
+        if let Some(key) = key {
+            self.by_wireguard_key.insert(key.clone(), member);
+            self.wireguard_key_of.insert(member, key.clone());
+        }
+    }
+
+    /// Takes notice of a member as it is now, and of its key of WireGuard; `None`: it is gone, or has none.
+    pub fn update(
+        &mut self,
+        member: Member,
+        identity: Option<&MemberIdentity>,
+        wireguard_key: Option<&String>,
+    ) {
+        self.update_wireguard(member, wireguard_key);
         let after = identity.into_iter().flat_map(MemberIdentity::keys);
         let after: Vec<_> = after.cloned().collect();
         let before = self.of_member.get(&member).cloned().unwrap_or_default();

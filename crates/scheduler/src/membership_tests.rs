@@ -40,7 +40,10 @@ fn members(count: u8) -> ClusterState {
         let change = KeyChange::Record(public_key(number));
         carry_out(&mut cluster, &Command::SetKeys { member, change }).unwrap();
         let id = NodeId(number.into());
-        cluster.nodes.get_mut(&id).unwrap().wireguard_key = Some(format!("wg{number}"));
+        let key = format!("wg{number}");
+        let node = cluster.nodes.get_mut(&id).unwrap();
+        node.wireguard_key = Some(key.clone());
+        (cluster.member_keys).update(member, Some(&node.identity), Some(&key));
     }
     cluster
 }
@@ -69,7 +72,11 @@ fn a_revoked_node_is_nobodys_peer_and_its_instances_are_planned_elsewhere() {
         member: node(2),
         now: Timestamp(5),
     };
-    assert!(leader.execute(std::slice::from_ref(&revoke)).unwrap());
+    assert!(
+        leader
+            .execute(&crate::fixtures::origin(), std::slice::from_ref(&revoke))
+            .unwrap()
+    );
     while leader.plan_next(Timestamp(6), &mut draw).is_some() {}
     let after = leader.state();
     assert!(after.membership_generation().supersedes(before));
@@ -82,10 +89,14 @@ fn a_revoked_node_is_nobodys_peer_and_its_instances_are_planned_elsewhere() {
     assert!(!after.approved_members().any(|member| member == node(2)));
     // It is known still by whom it was, so that it is told that it was revoked.
     assert_eq!(after.member_keys.member_of(&public_key(2)), Some(node(2)));
-    let refused = leader.execute(&[revoke]).unwrap_err();
+    let refused = leader
+        .execute(&crate::fixtures::origin(), &[revoke])
+        .unwrap_err();
     assert_eq!(refused, Refused::MemberRevoked(node(2)));
     let approve = Command::Approve { member: node(2) };
-    let refused = leader.execute(&[approve]).unwrap_err();
+    let refused = leader
+        .execute(&crate::fixtures::origin(), &[approve])
+        .unwrap_err();
     assert_eq!(refused, Refused::MemberRevoked(node(2)));
     // It need not be heard to be lost.
     let remove = Command::RemoveNode {
@@ -93,7 +104,11 @@ fn a_revoked_node_is_nobodys_peer_and_its_instances_are_planned_elsewhere() {
         lost: true,
         now: Timestamp(7),
     };
-    assert!(leader.execute(&[remove]).unwrap());
+    assert!(
+        leader
+            .execute(&crate::fixtures::origin(), &[remove])
+            .unwrap()
+    );
     assert_eq!(leader.state().member_keys.member_of(&public_key(2)), None);
 }
 
@@ -116,7 +131,11 @@ fn a_node_that_waits_for_approval_takes_nothing_and_is_nobodys_peer() {
     assert!(leader.state().instances.is_empty());
     assert!(peers_of(leader.state(), 1).is_empty());
     let approve = Command::Approve { member: node(2) };
-    assert!(leader.execute(&[approve]).unwrap());
+    assert!(
+        leader
+            .execute(&crate::fixtures::origin(), &[approve])
+            .unwrap()
+    );
     while leader.plan_next(Timestamp(2), &mut draw).is_some() {}
     let state = leader.state();
     assert_eq!(state.instances.count_on_node(NodeId(2)), 2);
@@ -140,6 +159,15 @@ fn a_key_is_replaced_in_two_steps_and_both_are_known_between() {
         wireguard_key: Some("wg9".to_owned()),
     };
     assert_eq!(set(&mut cluster, next(2)), Err(Refused::KeyTaken(member)));
+    // Nor with the other's key of WireGuard: all others would take it for that one.
+    let stolen = cluster.nodes[&NodeId(2)].wireguard_key.clone();
+    assert!(stolen.is_some());
+    let theft = KeyChange::Next {
+        key: public_key(9),
+        wireguard_key: stolen,
+    };
+    let refused = Err(Refused::WireguardKeyTaken(member));
+    assert_eq!(set(&mut cluster, theft), refused);
     // Asked again, because the answer was lost.
     set(&mut cluster, next(9)).unwrap();
     set(&mut cluster, next(9)).unwrap();
@@ -290,15 +318,21 @@ fn case_a_node_that_claims_more_than_was_approved_is_named_and_not_believed() {
 fn the_index_of_keys_follows_the_members() {
     let mut keys = MemberKeys::default();
     let of = |key| MemberIdentity::of(public_key(key), Approval::Approved);
-    keys.update(node(1), Some(&of(1)));
+    keys.update(node(1), Some(&of(1)), None);
     // Its number was given to another machine, and its key to another number.
-    keys.update(node(2), Some(&of(1)));
-    keys.update(node(1), Some(&of(3)));
+    keys.update(node(2), Some(&of(1)), None);
+    keys.update(node(1), Some(&of(3)), None);
     let expected = BTreeMap::from([(1, Some(node(2))), (2, None), (3, Some(node(1)))]);
     for (key, member) in expected {
         assert_eq!(keys.member_of(&public_key(key)), member);
     }
-    keys.update(node(1), None);
-    keys.update(node(2), None);
+    keys.update(node(1), None, None);
+    keys.update(node(2), None, None);
+    let wireguard = |key: &str| key.to_owned();
+    keys.update(node(1), None, Some(&wireguard("a")));
+    keys.update(node(1), None, Some(&wireguard("b")));
+    assert_eq!(keys.member_with_wireguard_key("a"), None);
+    assert_eq!(keys.member_with_wireguard_key("b"), Some(node(1)));
+    keys.update(node(1), None, None);
     assert_eq!(keys, MemberKeys::default());
 }

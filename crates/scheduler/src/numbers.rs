@@ -142,7 +142,8 @@ mod tests {
         let now = Timestamp(1);
         let token = TokenRecord::new(EnrollRole::Node, TWO_DAYS);
         apply(cluster, &Command::AddToken { hash, token, now }).unwrap();
-        let (_, node) = fixtures::node(1, 4096);
+        let (_, mut node) = fixtures::node(1, 4096);
+        node.wireguard_key = Some(format!("of {number}"));
         let member = NewMember::Node(NodeId(number), Box::new(node));
         let enrolled = Command::Enroll {
             token: hash,

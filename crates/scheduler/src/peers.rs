@@ -4,7 +4,7 @@
 //! counter, and what it concerns keeps the number: a member that has applied the changes up to some number is told those above it.
 //!
 //! ```text
-//!   a member's key, endpoint, name ---> its peers            its region, its role, it came or went, a hub is dead
+//!   a member's key, endpoint, name ---> its peers            its region, its role, it came or went, a hub does not work
 //!                 |                                                              |
 //!                 +--> concerned at 8: n1, n2  <--- the members whose peers differ between two topologies
 //! ```
@@ -19,7 +19,7 @@ use api::enrollment::Member;
 use api::member::{Approval, KEEPALIVE_SECONDS, OverlayChanges, Peer, PeerKind};
 use model::NodeId;
 use overlay::private_networks::PrivateNetworks;
-use overlay::topology::{self, HubRole, Mode, Topology};
+use overlay::topology::{self, HubFaults, HubRole, Mode, Topology};
 
 use crate::cluster_state::ClusterState;
 use crate::membership::MemberIdentity;
@@ -76,7 +76,7 @@ pub struct PeerIndex {
     mode: Mode,
     mtu: u32,
     private_networks: PrivateNetworks,
-    dead: Arc<BTreeSet<NodeId>>,
+    faults: Arc<HubFaults>,
     topology: Arc<Topology>,
     /// Each member with when what its peers are told of it last changed.
     attached: Table<NodeId, (Attached, u64)>,
@@ -101,7 +101,7 @@ impl PeerIndex {
         let nodes = cluster.nodes.keys().map(|id| Member::Node(*id));
         let edges = cluster.edges.keys().map(|id| Member::Edge(*id));
         let all: Vec<_> = nodes.chain(edges).collect();
-        index.update(cluster, &all, &BTreeSet::new(), false);
+        index.update(cluster, &all, &Arc::default(), false);
         index
     }
 
@@ -122,7 +122,7 @@ impl PeerIndex {
 
     /// The hubs that are taken for dead.
     pub fn dead(&self) -> &BTreeSet<NodeId> {
-        &self.dead
+        &self.faults.dead
     }
 
     /// The member with a number in the overlay.
@@ -130,13 +130,13 @@ impl PeerIndex {
         self.attached.get(&number).map(|(known, _)| known.member)
     }
 
-    /// Takes notice of what changed: these members, the settings, and which hubs are dead. `everybody`: all are told something else, whoever they
+    /// Takes notice of what changed: these members, the settings, and what does not work of the hubs. `everybody`: all are told something else, whoever they
     /// are. Gives those that are concerned.
     pub fn update(
         &mut self,
         cluster: &ClusterState,
         changed: &[Member],
-        dead: &BTreeSet<NodeId>,
+        faults: &Arc<HubFaults>,
         everybody: bool,
     ) -> BTreeSet<Member> {
         let next = self.counter + 1;
@@ -144,7 +144,7 @@ impl PeerIndex {
         let mode_changed = self.mode != settings.mode;
         let told_to_all_changed =
             self.mtu != settings.mtu || self.private_networks != settings.private_networks;
-        let mut moved = mode_changed || *self.dead != *dead;
+        let mut moved = mode_changed || self.faults != *faults;
         let mut concerned = BTreeSet::new();
         let mut seen_otherwise = Vec::new();
         for member in changed {
@@ -155,12 +155,12 @@ impl PeerIndex {
             self.private_networks.clone_from(&settings.private_networks);
         }
         if moved {
-            self.dead = Arc::new(dead.clone());
+            self.faults = Arc::clone(faults);
             let places = self.attached.iter();
             let places: BTreeMap<_, _> = places
                 .map(|(id, (known, _))| (*id, known.place.clone()))
                 .collect();
-            let topology = Topology::new(&places, self.mode, dead);
+            let topology = Topology::new(&places, self.mode, faults);
             let before = std::mem::replace(&mut self.topology, Arc::new(topology));
             if mode_changed {
                 self.tell_anew(next, &mut concerned);
@@ -467,6 +467,7 @@ fn attached(cluster: &ClusterState, member: Member) -> Option<Attached> {
         place: topology::Member {
             region: region.clone(),
             hub: hub_role(cluster, member),
+            is_edge: matches!(member, Member::Edge(_)),
         },
     })
 }

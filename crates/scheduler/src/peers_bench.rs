@@ -8,12 +8,12 @@
     reason = "a measurement prints what it takes"
 )]
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::enrollment::Member;
 use model::NodeId;
-use overlay::topology::Mode;
+use overlay::topology::{HubFaults, Mode};
 
 use super::PeerIndex;
 use crate::fixtures::cluster;
@@ -44,11 +44,14 @@ fn topology_of_a_thousand_members() {
         let moved = least(|| {
             let (mut index, mut without) = (index.clone(), cluster.clone());
             without.nodes.remove(&NodeId(500));
-            let told = index.update(&without, &[member], &BTreeSet::new(), false);
+            let told = index.update(&without, &[member], &Arc::default(), false);
             assert!(!told.is_empty());
         });
         // A hub is dead.
-        let hub = BTreeSet::from([NodeId(1)]);
+        let hub = Arc::new(HubFaults {
+            dead: [NodeId(1)].into(),
+            ..HubFaults::default()
+        });
         let dead = least(|| drop(index.clone().update(&cluster, &[], &hub, false)));
         println!(
             "overlay of 1,000 members, {name}: computed in {whole:.1?}, one leaves {moved:.1?}, a hub is dead {dead:.1?}"

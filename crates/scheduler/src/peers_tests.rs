@@ -86,7 +86,7 @@ enum Step {
     Edge(u16),
     Mode(Mode),
     Mtu(u32),
-    Dead(BTreeSet<NodeId>),
+    Faults(BTreeSet<NodeId>, BTreeSet<(NodeId, NodeId)>),
     Nothing(u16),
 }
 
@@ -106,13 +106,20 @@ fn step(count: u16) -> impl Strategy<Value = Step> {
         prop::sample::select(vec![Mode::Mesh, HUBS, Mode::Hubs { local_mesh: 4 }])
             .prop_map(Step::Mode),
         prop::sample::select(vec![1280, 1420]).prop_map(Step::Mtu),
-        prop::collection::btree_set(node.clone().prop_map(NodeId), 0..3).prop_map(Step::Dead),
+        (
+            prop::collection::btree_set(node.clone().prop_map(NodeId), 0..3),
+            prop::collection::btree_set(
+                (node.clone().prop_map(NodeId), node.clone().prop_map(NodeId)),
+                0..9
+            ),
+        )
+            .prop_map(|(dead, unreached)| Step::Faults(dead, unreached)),
         node.prop_map(Step::Nothing),
     ]
 }
 
 /// Takes a step; gives the member that it changes.
-fn take(cluster: &mut ClusterState, step: &Step, dead: &mut BTreeSet<NodeId>) -> Vec<Member> {
+fn take(cluster: &mut ClusterState, step: &Step, faults: &mut Arc<HubFaults>) -> Vec<Member> {
     let edit = |cluster: &mut ClusterState,
                 number: u16,
                 change: &dyn Fn(&mut crate::cluster_state::Node)| {
@@ -162,8 +169,11 @@ fn take(cluster: &mut ClusterState, step: &Step, dead: &mut BTreeSet<NodeId>) ->
             cluster.settings.mtu = *mtu;
             Vec::new()
         }
-        Step::Dead(now) => {
-            dead.clone_from(now);
+        Step::Faults(dead, unreached) => {
+            *faults = Arc::new(HubFaults {
+                dead: dead.clone(),
+                unreached: unreached.clone(),
+            });
             Vec::new()
         }
         Step::Nothing(number) => vec![at(*number)],
@@ -178,7 +188,7 @@ proptest! {
         hubs in any::<bool>(),
     ) {
         let mut cluster = members(9, 2, if hubs { HUBS } else { Mode::Mesh });
-        let mut dead = BTreeSet::new();
+        let mut faults = Arc::default();
         let mut index = PeerIndex::new(&cluster);
         let everyone = |cluster: &ClusterState| {
             let nodes = cluster.nodes.keys().map(|id| Member::Node(*id));
@@ -197,8 +207,8 @@ proptest! {
                 .map(|member| (member, whole(&index, &cluster, member)))
                 .collect();
             let counter = index.counter();
-            let changed = take(&mut cluster, step, &mut dead);
-            let concerned = index.update(&cluster, &changed, &dead, false);
+            let changed = take(&mut cluster, step, &mut faults);
+            let concerned = index.update(&cluster, &changed, &faults, false);
             prop_assert_eq!(index.counter() > counter, !concerned.is_empty());
             for (member, before) in before {
                 let after = whole(&index, &cluster, member);
@@ -222,7 +232,7 @@ proptest! {
             // One that knows nothing of the others computes the same.
             let fresh = {
                 let mut fresh = PeerIndex::new(&cluster);
-                fresh.update(&cluster, &[], &dead, false);
+                fresh.update(&cluster, &[], &faults, false);
                 fresh
             };
             for member in everyone(&cluster) {
@@ -244,7 +254,7 @@ fn a_revoked_member_is_in_nobodys_peers_and_has_none() {
             .map_or(NodeId(1), |(hub, _)| hub);
         let (member, now) = (Member::Node(number), Timestamp(1));
         apply(&mut cluster, &Command::Revoke { member, now }).unwrap();
-        let concerned = index.update(&cluster, &[member], &BTreeSet::new(), false);
+        let concerned = index.update(&cluster, &[member], &Arc::default(), false);
         assert!(concerned.contains(&member));
         assert!(whole(&index, &cluster, member).peers.is_empty());
         for other in 1..=30 {
@@ -295,14 +305,14 @@ fn a_change_in_a_large_cluster_wakes_few_and_costs_little() {
             .find(|number| !index.topology().is_hub(NodeId(*number)))
             .unwrap();
         cluster.nodes.get_mut(&NodeId(worker)).unwrap().underlay = Some(underlay(251, false));
-        let concerned = index.update(&cluster, &[at(worker)], &BTreeSet::new(), false);
+        let concerned = index.update(&cluster, &[at(worker)], &Arc::default(), false);
         assert!((1..=3).contains(&concerned.len()), "{concerned:?}");
         // A report that says nothing new raises nothing.
         let counter = index.counter();
         let all: Vec<_> = cluster.nodes.keys().map(|id| Member::Node(*id)).collect();
         assert!(
             index
-                .update(&cluster, &all, &BTreeSet::new(), false)
+                .update(&cluster, &all, &Arc::default(), false)
                 .is_empty()
         );
         assert_eq!(index.counter(), counter);

@@ -290,6 +290,7 @@ impl Placement {
         let demand = Demand {
             env: &unplaced.env,
             process: &unplaced.process,
+            org: unplaced.org.as_ref(),
             needs: unplaced.needs,
             archs: &archs,
             region: unplaced.region.as_deref(),

@@ -35,13 +35,22 @@
 //! A release with release commands (`deploy.release_command`) is rolled out when each has run, once and to its end, in an instance of its own;
 //! until then the env stays at the release before; where that was not rolled out wholly, nothing of it is changed.
 //!
+//! A command of a user (`platform run`) has an instance of its own, which is placed as all others when it is asked for
+//! ([`Planner::run_command`]) and never made again. It is terminated when it has ended, whatever came of it; no rollout and no route counts it.
+//!
 //! Deliberately absent: moving instances to balance.
 
 #[cfg(test)]
 mod bench;
+mod command;
+#[cfg(test)]
+mod command_tests;
+mod dry_run;
 mod env;
 #[cfg(test)]
 mod node_tests;
+#[cfg(test)]
+mod org_tests;
 #[cfg(test)]
 mod properties;
 mod release_command;
@@ -58,7 +67,7 @@ mod volumes;
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::user::RolloutPhase;
-use model::instance::InstanceState;
+use model::instance::{InstanceState, Runs};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 
 use crate::action::Action;
@@ -71,6 +80,8 @@ use crate::ended;
 pub use crate::placement::LOST_AFTER_MS;
 use crate::placement::{Placement, PromisedIndex, Unplaced};
 use crate::table::Table;
+pub use command::{CommandRefused, MAX_COMMANDS_OF_ENV, WantedCommand};
+pub use dry_run::{DryRun, dry_run};
 use overlay::address_plan::egress_address;
 
 #[cfg(doc)]
@@ -233,6 +244,13 @@ impl Planner {
         }
         self.queue.extend(changes.envs.keys().cloned());
         self.queue.extend(changes.deleted_envs.iter().cloned());
+        // Nodes of one org take the apps of their owner only.
+        for app in changes.access.apps.keys() {
+            let from = EnvKey::before_all_of(app);
+            let envs = cluster.envs.range(from..).map(|(key, _)| key);
+            self.queue
+                .extend(envs.take_while(|key| key.app == *app).cloned());
+        }
         let volumes = changes.volumes.values().flatten();
         self.queue.extend(volumes.map(|v| v.key.env.clone()));
         for id in changes.volumes.keys() {
@@ -411,7 +429,11 @@ fn next_deadline(cluster: &ClusterState, key: &EnvKey, now: Timestamp) -> Option
     let staying = instances.filter(|instance| !instance.is_terminating());
     let at = staying.flat_map(|instance| {
         let replaced_at = replaced_at(cluster, instance, now).into_iter();
-        replaced_at.chain(lost_at(cluster, instance))
+        let ends_at = match instance.spec.runs {
+            Runs::Command { ends_at, .. } => Some(ends_at),
+            Runs::App | Runs::ReleaseCommand => None,
+        };
+        (replaced_at.chain(lost_at(cluster, instance))).chain(ends_at)
     });
     at.filter(|at| *at > now).min()
 }

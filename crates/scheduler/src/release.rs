@@ -124,6 +124,8 @@ pub struct Identity<'a> {
     pub release: ReleaseNumber,
     /// What of the process type it runs.
     pub runs: Runs,
+    /// The command of a user that it runs ([`Runs::Command`]).
+    pub command: Option<&'a [String]>,
     /// Its address, on its node and in its env's network.
     pub address: Ipv6Addr,
     /// The architecture of its node, in the OCI's words.
@@ -200,20 +202,22 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         secrets,
         volumes: who.volumes.to_vec(),
     };
-    Ok(match who.runs {
-        Runs::App => spec,
-        Runs::ReleaseCommand => InstanceSpec {
-            command: process.deploy.release_command.clone(),
-            ports: Vec::new(),
-            healthcheck: None,
-            liveness: None,
-            restart: RestartPolicy {
-                when: RestartWhen::Never,
-                max_retries: 0,
-            },
-            volumes: Vec::new(),
-            ..spec
+    let command = match who.runs {
+        Runs::App => return Ok(spec),
+        Runs::ReleaseCommand => process.deploy.release_command.clone(),
+        Runs::Command { .. } => who.command.map(<[String]>::to_vec),
+    };
+    Ok(InstanceSpec {
+        command,
+        ports: Vec::new(),
+        healthcheck: None,
+        liveness: None,
+        restart: RestartPolicy {
+            when: RestartWhen::Never,
+            max_retries: 0,
         },
+        volumes: Vec::new(),
+        ..spec
     })
 }
 
@@ -266,6 +270,7 @@ pub fn is_as_in(spec: &InstanceSpec, number: ReleaseNumber, release: &Release, a
         process: &spec.process,
         release: spec.release,
         runs: spec.runs,
+        command: spec.command.as_deref(),
         address: spec.address,
         arch,
         volumes: &spec.volumes,
@@ -436,6 +441,7 @@ mod tests {
                 process,
                 release: ReleaseNumber(4),
                 runs: Runs::App,
+                command: None,
                 address: Ipv6Addr::LOCALHOST,
                 arch,
                 volumes: &[],
@@ -480,6 +486,7 @@ mod tests {
             process: &name("web"),
             release: ReleaseNumber(1),
             runs: Runs::App,
+            command: None,
             address: Ipv6Addr::LOCALHOST,
             arch: "amd64",
             volumes: &[],

@@ -100,12 +100,6 @@ impl ReportReceiver {
         }
     }
 
-    /// A whole report of an agent that does not count its reports: it is always the next one.
-    pub fn uncounted(&self, report: NodeReport) -> ReportDelta {
-        let (session, sequence) = self.last.unwrap_or_default();
-        ReportDelta::whole(session, sequence.saturating_add(1), report)
-    }
-
     /// What a report that is to be applied means for the cluster state; `None` where it is not about that.
     pub fn command(
         &self,

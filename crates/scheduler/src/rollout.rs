@@ -322,7 +322,7 @@ impl Evaluator {
         }
         let what = match instance.spec.runs {
             Runs::App => "not ready",
-            Runs::ReleaseCommand => "has not completed",
+            Runs::ReleaseCommand | Runs::Command { .. } => "has not completed",
         };
         (since_prepared >= deadline).then(|| (what.to_owned(), deadline))
     }
@@ -382,6 +382,7 @@ fn reason(instance: &Instance, what: &str, node_name: &str) -> String {
     let of = match spec.runs {
         Runs::App => "of",
         Runs::ReleaseCommand => "with the release command of",
+        Runs::Command { .. } => "with a command of",
     };
     let mut reason = format!("instance {id} {of} {process} on {node_name} ({node}) {what}");
     let Some(report) = &instance.report else {

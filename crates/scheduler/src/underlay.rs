@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use api::member::Underlay;
 use overlay::address_plan::locate;
+use overlay::underlay::may_be_endpoint;
 
 /// The MTUs that an underlay may have, in bytes. What is named outside of these is not believed.
 const UNDERLAY_MTUS: std::ops::RangeInclusive<u32> = 576..=65_536;
@@ -64,14 +65,15 @@ pub fn record(
         if is_inside(address, cluster) {
             return Err(UnderlayRefused::InsideOfTheCluster(advertised));
         }
-        if advertised.port() == 0 || address.is_unspecified() || address.is_multicast() {
+        // Each machine would send to itself.
+        let is_own = address.is_loopback();
+        if advertised.port() == 0 || is_own || !may_be_endpoint(address) {
             return Err(UnderlayRefused::NoEndpoint(advertised));
         }
     }
     let usable = |address: IpAddr| {
         let address = address.to_canonical();
-        let may = !address.is_unspecified() && !address.is_multicast();
-        (may && !is_inside(address, cluster)).then_some(address)
+        (may_be_endpoint(address) && !is_inside(address, cluster)).then_some(address)
     };
     let (seen, local) = (seen.and_then(usable), said.local.and_then(usable));
     let is_behind_nat = match (seen, local) {
@@ -179,9 +181,24 @@ mod tests {
             recorded(&plain, "fd00:1:2:5::1").0,
             Some("10.0.0.5:51820".to_owned())
         );
-        let none = underlay(Some("0.0.0.0:51820"), None);
-        let refused = record(&none, seen, CLUSTER).unwrap_err();
-        assert!(matches!(refused, UnderlayRefused::NoEndpoint(_)));
+        for nowhere in [
+            "0.0.0.0:51820",
+            "127.0.0.1:1",
+            "[::1]:1",
+            "[::ffff:127.0.0.1]:1",
+            "255.255.255.255:51820",
+            "[fe80::1]:51820",
+            "169.254.1.1:51820",
+            "192.0.0.3:51820",
+            "10.0.0.1:0",
+            "[ff02::1]:51820",
+        ] {
+            let refused = record(&underlay(Some(nowhere), None), seen, CLUSTER).unwrap_err();
+            assert!(
+                matches!(refused, UnderlayRefused::NoEndpoint(_)),
+                "{nowhere}"
+            );
+        }
         let portless = Underlay { port: 0, ..plain };
         assert_eq!(
             record(&portless, seen, CLUSTER),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use api::node::DriverChoice;
 use node_agent::agent::{self, AgentSettings};
 use node_agent::host::Host;
-use node_agent::{Clock, Directory};
+use node_agent::{Clock, Directory, NodeMetrics};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use tokio::time::sleep;
@@ -120,5 +120,7 @@ fn settings(machine: &Machine) -> AgentSettings {
         mtu: tokio::sync::watch::channel(1420).1,
         timing: Timing::default(),
         data_dir: Path::new(DATA_DIR).to_owned(),
+        metrics: NodeMetrics::default(),
+        first_report: None,
     }
 }

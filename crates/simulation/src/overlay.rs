@@ -1,9 +1,11 @@
 //! What members are told of the overlay, and nodes of the envs that they run: kept as the control plane keeps it, and checked after each commit.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use api::enrollment::Member;
 use model::NodeId;
+use overlay::topology::HubFaults;
 use scheduler::cluster_state::{ClusterState, Instance, InstancePhase, Node};
 use scheduler::directory::DirectoryIndex;
 use scheduler::leader::Batch;
@@ -19,6 +21,8 @@ const SESSION: u64 = 1;
 pub(crate) struct Told {
     peers: PeerIndex,
     directory: DirectoryIndex,
+    /// What does not work of the hubs.
+    faults: Arc<HubFaults>,
 }
 
 impl Told {
@@ -26,6 +30,7 @@ impl Told {
         Self {
             peers: PeerIndex::new(cluster),
             directory: DirectoryIndex::default(),
+            faults: Arc::default(),
         }
     }
 
@@ -36,8 +41,11 @@ impl Told {
         let edges = batch.changes.edges.keys().map(|id| Member::Edge(*id));
         let changed: Vec<_> = nodes.chain(edges).collect();
         let everybody = batch.changes.counters.everybody > 0;
-        let nobody = BTreeSet::new();
-        let concerned = self.peers.update(cluster, &changed, &nobody, everybody);
+        if batch.changes.counters.membership > 0 {
+            self.faults = Arc::new(faults(cluster, batch.changes.counters.membership));
+        }
+        let faults = Arc::clone(&self.faults);
+        let concerned = self.peers.update(cluster, &changed, &faults, everybody);
         let nodes = self.directory.update(cluster, &batch.touched);
         if !concerned.is_empty() {
             self.check_peers(simulator, cluster);
@@ -50,7 +58,8 @@ impl Told {
 
     /// Nobody is told of a member that may do nothing, and everybody the same as by one who computes it anew.
     fn check_peers(&self, simulator: &Simulator, cluster: &ClusterState) {
-        let fresh = PeerIndex::new(cluster);
+        let mut fresh = PeerIndex::new(cluster);
+        fresh.update(cluster, &[], &self.faults, false);
         for id in cluster.nodes.keys() {
             let member = Member::Node(*id);
             let mut told = self.peers.changes(cluster, member, SESSION, None);
@@ -100,9 +109,7 @@ impl Told {
         batch: &Batch,
     ) {
         let mut again = self.clone();
-        let woken = again
-            .peers
-            .update(cluster, changed, &BTreeSet::new(), false);
+        let woken = again.peers.update(cluster, changed, &self.faults, false);
         let nodes = again.directory.update(cluster, &batch.touched);
         let counters = |told: &Self| (told.peers.counter(), told.directory.counter());
         if !woken.is_empty() || !nodes.is_empty() || counters(&again) != counters(self) {
@@ -110,6 +117,28 @@ impl Told {
                 "nothing is new, and {woken:?} and {nodes:?} are told of it"
             ));
         }
+    }
+}
+
+/// Other faults of hubs with each change of the membership: one hub dead, and hubs that some members do not reach. Nothing is drawn, so the same seeds meet
+/// the same cases as without.
+fn faults(cluster: &ClusterState, membership: u64) -> HubFaults {
+    let nodes: Vec<NodeId> = cluster.nodes.keys().copied().collect();
+    // Hubs are those with low numbers.
+    let hub = |at: u64| {
+        usize::try_from(at % 6)
+            .ok()
+            .and_then(|at| nodes.get(at))
+            .copied()
+    };
+    let members = nodes
+        .iter()
+        .filter(|id| u64::from(id.0) % 3 == membership % 3);
+    HubFaults {
+        dead: hub(membership).into_iter().collect(),
+        unreached: members
+            .filter_map(|id| Some((*id, hub(u64::from(id.0) + membership)?)))
+            .collect(),
     }
 }
 

@@ -360,6 +360,9 @@ impl Store {
             let what = format!("servers {one} and {two} write in term {}", by.term);
             self.simulator.violate(what);
         }
+        if let Err(what) = scheduler::events::check::check(&state.cluster, &batch.changes) {
+            self.simulator.violate(format!("events: {what}"));
+        }
         batch.changes.patch(&mut state.cluster);
         for (host, stored) in &batch.changes.routes {
             match stored {

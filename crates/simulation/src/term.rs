@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::edge::{HasRoutes, RouteTable};
+use api::event::Actor;
 use api::node::{DesiredState, ReportAnswer, ReportDelta};
 use api::protocol::PROTOCOL_VERSION;
 use api::user::RolloutPhase;
@@ -13,6 +14,7 @@ use scheduler::action::Action;
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::newer_state;
+use scheduler::events::Origin;
 use scheduler::heartbeats::{Heartbeats, heartbeat_interval};
 use scheduler::leader::Leader;
 use scheduler::planner::plan;
@@ -268,8 +270,9 @@ impl LedTerm {
     ) -> Result<(), CallFailure> {
         let computer = self.computer.clone();
         let decided = self.submit(move |leader| {
-            let commands = decide(leader.state(), computer.now());
-            leader.execute(&commands)?;
+            let now = computer.now();
+            let commands = decide(leader.state(), now);
+            leader.execute(&Origin::server(now), &commands)?;
             Ok(())
         });
         decided.await?;
@@ -431,7 +434,11 @@ impl LedTerm {
                 if locked(&heartbeats).is_heard(node, uptime) {
                     leader.set_heard(node, Some(PROTOCOL_VERSION), now);
                 }
-                leader.execute(command.as_slice())
+                let origin = Origin {
+                    by: Actor::Node(node),
+                    at: now,
+                };
+                leader.execute(&origin, command.as_slice())
             });
             match taken.await {
                 Err(CallFailure::Refused(Refused::NoNode(_))) => {

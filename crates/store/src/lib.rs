@@ -17,9 +17,11 @@
 //!
 //! Deliberately absent: any cache, because the leader has the cluster state in memory.
 
+mod access;
 mod backup;
 mod database;
 mod error;
+mod events;
 mod file;
 mod lease;
 mod load;
@@ -33,12 +35,12 @@ mod rows;
 mod secrets;
 mod sqlite;
 mod transfer;
-mod users;
 mod write;
 
 pub use backup::{SKIPPED_NETWORKS, SKIPPED_NUMBERS};
 pub use database::READERS;
 pub use error::StoreError;
+pub use events::EventFilter;
 pub use file::{BUSY_TIMEOUT, StoreLock};
 pub use lease::Holder;
 pub use open::{ClusterRecord, Store, StoredKeys};

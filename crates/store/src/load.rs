@@ -15,9 +15,10 @@ use api::member::Approval;
 use api::node::MAX_MACHINE_BYTES;
 use model::instance::InstanceSpec;
 use model::{
-    EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, PublicKey, ReleaseNumber,
+    EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, OrgName, ProcessName, PublicKey, ReleaseNumber,
     Timestamp, VolumeId,
 };
+use scheduler::access::Access;
 use scheduler::changes::EnvRecord;
 use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
@@ -25,6 +26,7 @@ use scheduler::cluster_state::{
     MemberIdentity, MemberKeys, Node, Presence, Release, Scheduling, Subject, TokenHash,
     UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
+use scheduler::event_log::EventLog;
 use scheduler::host_claims::HostClaims;
 use scheduler::instances::{Instances, Volumes};
 use scheduler::numbers::FreedNumbers;
@@ -36,7 +38,7 @@ use crate::database::{Row, Transaction};
 use crate::record::{JSON_VERSION, Record, from_json};
 use crate::rows::{env_key, in_range, number};
 use crate::secrets::newest_versions;
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, access, events};
 
 impl Store {
     /// The cluster state as it is now, with no node heard yet: only the listener of the nodes knows better.
@@ -66,16 +68,18 @@ pub(crate) async fn load(db: &mut dyn Transaction) -> Result<ClusterState, Store
     cluster.edges = readable(&rows, edge, &mut unreadable);
     for (id, edge) in &cluster.edges {
         let member = Member::Edge(*id);
-        cluster.member_keys.update(member, Some(&edge.identity));
+        let key = edge.wireguard_key.as_ref();
+        (cluster.member_keys).update(member, Some(&edge.identity), key);
     }
     let rows = db
         .fetch(
-            "SELECT hash, role, expires_at, used_at, used_by, region, approve, replaces, made_by FROM enrollment_tokens",
+            "SELECT hash, role, expires_at, used_at, used_by, region, approve, replaces, made_by, org FROM enrollment_tokens",
             Vec::new(),
         )
         .await
         .map_err(StoreError::query("read the enrollment tokens"))?;
     cluster.tokens = readable(&rows, token, &mut unreadable);
+    cluster.access = access::load(&mut *db, &mut unreadable).await?;
     cluster.envs = load_envs(&mut *db, cluster.last_network, &mut unreadable).await?;
     cluster.host_claims = HostClaims::of(cluster.envs.iter());
     let rows = db.fetch(INSTANCES, Vec::new()).await;
@@ -87,7 +91,8 @@ pub(crate) async fn load(db: &mut dyn Transaction) -> Result<ClusterState, Store
     let rows = db.fetch(ENDED, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the ended instances"))?;
     cluster.ended = readable(&rows, ended, &mut unreadable);
-    cluster.secrets = newest_versions(db).await?;
+    cluster.secrets = newest_versions(&mut *db).await?;
+    cluster.event_log = EventLog::after(events::last(db).await?);
     cluster.unreadable = unreadable;
     Ok(cluster)
 }
@@ -111,6 +116,7 @@ async fn empty(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
         nodes: Table::new(),
         edges: Table::new(),
         tokens: Table::new(),
+        access: Access::default(),
         last_node: number("a node's number", row.get(3))?,
         last_edge: number("an edge's number", row.get(4))?,
         freed: FreedNumbers::default(),
@@ -122,6 +128,7 @@ async fn empty(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
         ended: Table::new(),
         last_network: EnvNetwork(number("an env's network", row.get(1))?),
         last_membership: number("a counter", row.get(6))?,
+        event_log: EventLog::default(),
         member_keys: MemberKeys::default(),
         unreadable: Vec::new(),
     })
@@ -151,7 +158,7 @@ fn optional<T: Record>(version: i64, text: Option<&str>) -> Result<Option<T>, St
 const NODES: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
      json_version, hardware_json, driver_json, egress_json, scheduling, labels_json, \
      public_key, next_key, approval, revoked_at, rotate_since, approved_json, claimed_json, unknown_json, \
-     endpoint, advertised, behind_nat, underlay_mtu FROM nodes";
+     endpoint, advertised, behind_nat, underlay_mtu, org FROM nodes";
 
 async fn load_nodes(
     db: &mut dyn Transaction,
@@ -177,7 +184,8 @@ async fn load_nodes(
         if let Ok(id) = in_range("a node's number", row.get(0))
             && let Ok(identity) = identity(row, 13)
         {
-            keys.update(Member::Node(NodeId(id)), Some(&identity));
+            let key: Option<String> = row.get(4);
+            keys.update(Member::Node(NodeId(id)), Some(&identity), key.as_ref());
         }
     }
     Ok(nodes)
@@ -226,6 +234,7 @@ fn token(row: &Row) -> Result<(TokenHash, TokenRecord), UnreadableRecord> {
                 .map(|of| member(Some(of)))
                 .transpose()?,
             by: row.get(8),
+            org: org(row, 9)?,
         };
         Ok((hash, token))
     };
@@ -353,7 +362,15 @@ fn node_columns(row: &Row) -> Result<Node, String> {
             other => return Err(format!("whether the node takes instances is `{other}`")),
         },
         labels: from_json(row.get(7), row.get(12))?,
+        org: org(row, 25)?,
     })
+}
+
+/// The org whose apps a node runs, where it is one only.
+fn org(row: &Row, column: usize) -> Result<Option<OrgName>, String> {
+    let name: Option<&str> = row.get(column);
+    let parse = |name: &str| name.parse().map_err(|e| format!("an org is `{name}`: {e}"));
+    name.map(parse).transpose()
 }
 
 fn other_row(table: &str, row: &Row) -> Subject {
@@ -366,7 +383,7 @@ async fn load_envs(
     last_network: EnvNetwork,
     unreadable: &mut Vec<UnreadableRecord>,
 ) -> Result<Table<EnvKey, Env>, StoreError> {
-    let rows = db.fetch("SELECT app, env, network, rollout_json, scale_json, destroying, json_version FROM envs", Vec::new())
+    let rows = db.fetch("SELECT app, env, network, rollout_json, scale_json, destroying, json_version, outcomes_json FROM envs", Vec::new())
     .await
     .map_err(StoreError::query("read the envs"))?;
     let records: BTreeMap<EnvKey, EnvRecord> =
@@ -402,6 +419,7 @@ fn env_record(
             rollout: from_json(version, row.get(3))?,
             scale: from_json(version, row.get(4))?,
             destroying: row.get(5),
+            outcomes: from_json(version, row.get(7))?,
         };
         // Else the next env would be refused for want of a network.
         if !(EnvNetwork(1)..=last_network).contains(&record.network) {

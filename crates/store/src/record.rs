@@ -17,9 +17,11 @@ use std::collections::BTreeMap;
 
 use api::edge::Route;
 use api::enrollment::Hardware;
+use api::event::Event;
 use api::node::{DriverChoice, EgressState, InstanceReport};
+use api::user::{Grants, RolloutPhase};
 use model::instance::InstanceSpec;
-use model::{InstanceId, LabelKey, LabelValue, ProcessName};
+use model::{InstanceId, LabelKey, LabelValue, ProcessName, ReleaseNumber};
 use scheduler::cluster_state::{ClusterSettings, EndedInstance, Release, Rollout, UnknownInstance};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,6 +43,14 @@ pub(crate) trait Record: Serialize + DeserializeOwned {
 
 impl Record for ClusterSettings {
     const WHAT: &'static str = "the cluster's settings";
+}
+
+impl Record for BTreeMap<ReleaseNumber, RolloutPhase> {
+    const WHAT: &'static str = "how the rollouts of an env ended";
+}
+
+impl Record for Grants {
+    const WHAT: &'static str = "what a user may";
 }
 
 impl Record for Hardware {
@@ -95,6 +105,10 @@ impl Record for InstanceReport {
 
 impl Record for EndedInstance {
     const WHAT: &'static str = "an ended instance";
+}
+
+impl Record for Event {
+    const WHAT: &'static str = "an event";
 }
 
 impl Record for Route {

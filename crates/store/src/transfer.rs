@@ -82,6 +82,8 @@ async fn fill(from: &PostgresDatabase, store: &Store) -> Result<(), StoreError> 
     }
     let mut target = begin(store).await?;
     let tables = tables(&mut *target).await?;
+    // What migrations wrote into a new store is in the source too.
+    empty(&tables, &mut *target).await?;
     copy(&tables, &mut *source, &mut *target).await?;
     commit(target).await?;
     source.roll_back().await.map_err(reading)
@@ -134,11 +136,7 @@ async fn restore_into(
             (backup.database.read().await).map_err(StoreError::query("read the backup"))?;
         let mut target = store.begin(term).await?;
         let tables = tables(&mut *source).await?;
-        for table in tables.iter().rev() {
-            let sql = format!("DELETE FROM {}", quoted(&table.name));
-            let deleted = target.execute(&sql, Vec::new()).await;
-            deleted.map_err(StoreError::query("empty the store"))?;
-        }
+        empty(&tables, &mut *target).await?;
         copy(&tables, &mut *source, &mut *target).await?;
         commit(target).await?;
         Ok(kept)
@@ -147,6 +145,16 @@ async fn restore_into(
     // Where this fails, the lease ends by itself.
     let _ = store.release_lease(term).await;
     replaced
+}
+
+/// Deletes every row of these tables.
+async fn empty(tables: &[Table], target: &mut dyn Transaction) -> Result<(), StoreError> {
+    for table in tables.iter().rev() {
+        let sql = format!("DELETE FROM {}", quoted(&table.name));
+        let deleted = target.execute(&sql, Vec::new()).await;
+        deleted.map_err(StoreError::query("empty the store"))?;
+    }
+    Ok(())
 }
 
 /// Copies every row of these tables.

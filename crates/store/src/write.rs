@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use api::member::Approval;
 use model::{
-    EdgeId, EnvKey, InstanceId, NodeId, PublicKey, ReleaseNumber, Term, Timestamp, VolumeId,
+    EdgeId, EnvKey, InstanceId, NodeId, OrgName, PublicKey, ReleaseNumber, Term, Timestamp,
+    VolumeId,
 };
 use scheduler::changes::{Changes, Counters, EnvRecord};
 use scheduler::cluster_state::TokenRecord;
@@ -19,7 +20,7 @@ use scheduler::underlay::RecordedUnderlay;
 use crate::database::{Columns, ENV_KEY, Transaction, Value, delete, insert, key_values, put};
 use crate::record::{JSON_VERSION, to_json};
 use crate::rows::to_i64;
-use crate::{Store, StoreError, routes, secrets};
+use crate::{Store, StoreError, access, events, routes, secrets};
 
 const TOKENS: &str = "enrollment_tokens";
 const RELEASES: &str = "releases";
@@ -91,6 +92,7 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
         edges,
         counters,
         tokens,
+        access,
         deleted_envs,
         envs,
         releases,
@@ -102,6 +104,9 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
         deleted_secret_versions,
         secrets,
         routes,
+        events: _,
+        replaced_events: _,
+        pruned_events: _,
     } = changes;
     delete(
         &mut *db,
@@ -129,6 +134,7 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
     put_edges(&mut *db, edges).await?;
     raise_counters(&mut *db, counters).await?;
     put_tokens(&mut *db, tokens).await?;
+    access::write(&mut *db, access).await?;
     put_envs(&mut *db, envs).await?;
     write_releases(&mut *db, releases, deleted_releases).await?;
     secrets::add(&mut *db, secrets).await?;
@@ -154,7 +160,8 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
         rows.collect::<Result<_, _>>()?,
     )
     .await?;
-    routes::put(db, routes).await
+    routes::put(&mut *db, routes).await?;
+    events::write(db, changes).await
 }
 
 /// The keys of the records that are deleted.
@@ -277,6 +284,10 @@ fn identity_columns(identity: &MemberIdentity) -> Result<Columns<'static>, Store
     ])
 }
 
+fn org_column(org: Option<&OrgName>) -> Value {
+    org.map(|org| org.as_str().to_owned()).into()
+}
+
 fn node_row(id: NodeId, node: &Node) -> Result<Columns<'static>, StoreError> {
     let seen_at = node.seen_at.map(|at| to_i64("a time", at.0)).transpose()?;
     let mut columns = vec![
@@ -321,6 +332,7 @@ fn node_row(id: NodeId, node: &Node) -> Result<Columns<'static>, StoreError> {
     ];
     let unknown = (!node.unknown.is_empty()).then(|| to_json(&node.unknown));
     columns.push(("unknown_json", unknown.transpose()?.into()));
+    columns.push(("org", org_column(node.org.as_ref())));
     columns.extend(underlay_columns(node.underlay.as_ref()));
     columns.extend(identity_columns(&node.identity)?);
     Ok(columns)
@@ -378,6 +390,7 @@ async fn put_tokens(
             ("approve", token.approve.into()),
             ("replaces", token.replaces.map(|of| of.to_string()).into()),
             ("made_by", (&token.by).into()),
+            ("org", org_column(token.org.as_ref())),
         ])
     });
     let rows = rows.collect::<Result<_, StoreError>>()?;
@@ -397,6 +410,7 @@ async fn put_envs(
             ("rollout_json", to_json(&env.rollout)?.into()),
             ("scale_json", to_json(&env.scale)?.into()),
             ("destroying", env.destroying.into()),
+            ("outcomes_json", to_json(&env.outcomes)?.into()),
             ("json_version", JSON_VERSION.into()),
         ])
     });

@@ -11,9 +11,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use api::edge::Route;
 use api::enrollment::{EnrollRole, Member};
 use api::node::NodeReport;
+use api::user::Role;
 use model::{
-    EdgeId, EnvNetwork, Generation, InstanceId, NodeId, PublicKey, ReleaseNumber, VolumeId,
+    AppName, EdgeId, EnvNetwork, Generation, InstanceId, NodeId, OrgName, PublicKey, ReleaseNumber,
+    Timestamp, UserName, VolumeId,
 };
+use scheduler::access::{AccessCommand, UserToken};
 use scheduler::action::{Action, PlannedVolume};
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::changes::{Changes, SealedVersion};
@@ -32,6 +35,7 @@ on_both_stores!(
     members_and_spent_tokens_are_read_back,
     versions_of_a_secret_bundle_are_written_and_deleted,
     a_user_is_found_by_the_hash_of_their_token,
+    who_may_do_what_is_stored_and_goes,
     a_report_is_written_when_it_differs_from_the_last,
     routes_are_written_by_host_and_their_counter_outlives_the_server,
     a_cluster_is_created_once,
@@ -240,10 +244,84 @@ async fn versions_of_a_secret_bundle_are_written_and_deleted(place: Place) {
 
 async fn a_user_is_found_by_the_hash_of_their_token(place: Place) {
     let store = place.open().await;
-    store.add_user_token(&[1; 32], "admin", NOW).await.unwrap();
-    let known = store.user_of_token(&[1; 32]).await.unwrap();
-    assert_eq!(known.as_deref(), Some("admin"));
-    assert_eq!(store.user_of_token(&[2; 32]).await.unwrap(), None);
+    let admin = UserName::admin();
+    store.add_admin_token(&[1; 32], &admin, NOW).await.unwrap();
+    store.add_admin_token(&[3; 32], &admin, NOW).await.unwrap();
+    let (token, user) = store.user_token(&[1; 32]).await.unwrap().unwrap();
+    assert_eq!(token.user, admin);
+    assert_eq!(user.unwrap().grants.cluster, Some(Role::Admin));
+    assert_eq!(store.user_token(&[2; 32]).await.unwrap(), None);
+    let access = store.load().await.unwrap().access;
+    assert_eq!(access.tokens_of(&admin).count(), 2);
+    assert!(access.orgs().contains_key(&OrgName::default()));
+}
+
+async fn who_may_do_what_is_stored_and_goes(place: Place) {
+    let store = place.open().await;
+    let (shop, bank): (OrgName, OrgName) = ("shop".parse().unwrap(), "bank".parse().unwrap());
+    let (ann, web) = (UserName::admin(), "web".parse::<AppName>().unwrap());
+    let grant = |org: Option<&OrgName>, role| AccessCommand::Grant {
+        user: ann.clone(),
+        org: org.cloned(),
+        role,
+        now: NOW,
+    };
+    let token = |hash: u8, org: Option<&OrgName>| AccessCommand::AddToken {
+        hash: [hash; 32],
+        token: UserToken {
+            user: ann.clone(),
+            org: org.cloned(),
+            role: Some(Role::Deployer),
+            created_at: NOW,
+            expires_at: Some(Timestamp(NOW.0 + 5)),
+            by: Some(ann.clone()),
+            note: "CI".to_owned(),
+        },
+        now: NOW,
+    };
+    let commands = [
+        AccessCommand::CreateOrg {
+            name: shop.clone(),
+            now: NOW,
+        },
+        AccessCommand::CreateOrg {
+            name: bank.clone(),
+            now: NOW,
+        },
+        grant(Some(&shop), Some(Role::Admin)),
+        grant(Some(&bank), Some(Role::Viewer)),
+        AccessCommand::SetOwner {
+            app: web.clone(),
+            org: bank.clone(),
+        },
+        AccessCommand::SetOwner {
+            app: web.clone(),
+            org: shop.clone(),
+        },
+        token(1, None),
+        token(2, Some(&bank)),
+    ];
+    write(&store, commands.map(Command::Access).to_vec()).await;
+    let access = store.load().await.unwrap().access;
+    assert_eq!(access.owner(&web), Some(&shop));
+    assert_eq!(
+        access.tokens().get(&[2; 32]).unwrap().org,
+        Some(bank.clone())
+    );
+    let grants = &access.users().get(&ann).unwrap().grants;
+    assert_eq!(grants.orgs.len(), 2);
+
+    // The user goes with the last role, and the tokens with the user; all of it in one batch.
+    let commands = [
+        AccessCommand::RemoveOrg { name: bank },
+        grant(Some(&shop), None),
+        AccessCommand::RemoveApp { app: web.clone() },
+        AccessCommand::RemoveOrg { name: shop },
+    ];
+    write(&store, commands.map(Command::Access).to_vec()).await;
+    let access = store.load().await.unwrap().access;
+    assert!(access.tokens().is_empty() && access.users().is_empty() && access.apps().is_empty());
+    assert_eq!(access.orgs().len(), 1);
 }
 
 async fn a_report_is_written_when_it_differs_from_the_last(place: Place) {

@@ -3,12 +3,13 @@
 
 mod support;
 
+use api::event::{Actor, Event, EventKind};
 use api::node::InstanceReport;
 use model::instance::InstanceState;
 use model::{Generation, Incarnation, InstanceId};
 use scheduler::apply::Command;
-use scheduler::changes::SealedVersion;
-use store::{Store, StoreError};
+use scheduler::changes::{Changes, SealedVersion};
+use store::{EventFilter, Store, StoreError};
 use support::*;
 
 /// A store with something in every table, and more of something than is copied at a time.
@@ -35,6 +36,16 @@ async fn filled(place: &Place) -> LedStore {
     said.failure = Some("a test".to_owned());
     let said = report(Generation::default(), vec![said]);
     assert!(reported(&store, node, &said, NOW).await.unwrap());
+    let events = (1..=2_100).map(|number| Event {
+        number,
+        node: Some(node),
+        ..Event::new(NOW, Actor::Planner, EventKind::NodeOnline, "a test")
+    });
+    let changes = Changes {
+        events: events.collect(),
+        ..Changes::default()
+    };
+    store.write(store.term, &changes).await.unwrap();
     store
 }
 
@@ -44,9 +55,15 @@ async fn contents(store: &Store) -> (String, String) {
     cluster.incarnation = Incarnation(1);
     let routes = store.routes().await.unwrap();
     let logins = store.registry_logins().await.unwrap().len();
+    let filter = EventFilter {
+        limit: 10_000,
+        ..EventFilter::default()
+    };
+    let events = store.events(&filter).await.unwrap();
+    assert_eq!(events.len(), 2_100);
     (
         format!("{cluster:#?}"),
-        format!("{:#?} {logins}", routes.whole(Incarnation(1))),
+        format!("{:#?} {logins} {events:?}", routes.whole(Incarnation(1))),
     )
 }
 

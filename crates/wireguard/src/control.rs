@@ -1,21 +1,16 @@
-//! How an agent talks to the process that is the interface: one line of JSON a request, one line an answer, over a Unix socket.
+//! What an agent asks the process that is the interface ([`process_handle::control`]), and the process's end of it.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use process_handle::control::Client;
+use process_handle::control::{self, MAX_CONNECTIONS, MAX_REQUEST_BYTES};
 use serde::{Deserialize, Serialize};
 
 use crate::settings::{Settings, Status};
-
-/// Longest request, in bytes: a hub of thousands of members.
-const MAX_REQUEST: usize = 16 << 20;
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 8;
-/// How long a request may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,18 +22,14 @@ pub enum Request {
     SetMtu(u16),
     /// Say how it is.
     Status,
+    /// Say that it answers: the status has no peers. A process of before this was asked refuses, which is an answer.
+    Answer,
     /// End.
     End,
 }
 
-/// What is answered.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Answer {
-    /// How it is, after what was asked.
-    Status(Box<Status>),
-    /// Why it was not done.
-    Refused(String),
+impl control::Request for Request {
+    type Status = Status;
 }
 
 /// What does what is asked.
@@ -130,32 +121,25 @@ impl Connection {
             }
         }
         let Some(end) = self.request.iter().position(|byte| *byte == b'\n') else {
-            return self.request.len() <= MAX_REQUEST;
+            return self.request.len() <= MAX_REQUEST_BYTES;
         };
         let line: Vec<u8> = self.request.drain(..=end).collect();
-        let answer = match serde_json::from_slice(&line) {
-            Ok(Request::Set(settings)) => match settings.check() {
-                Ok(()) => {
+        let answer = control::answer(&line, |request| {
+            match request {
+                Request::Set(settings) => {
+                    settings.check().map_err(|error| error.to_string())?;
                     device.set(&settings);
-                    Answer::Status(Box::new(device.status()))
                 }
-                Err(contradiction) => Answer::Refused(contradiction.to_string()),
-            },
-            Ok(Request::SetMtu(mtu)) => {
-                device.set_mtu(mtu);
-                Answer::Status(Box::new(device.status()))
+                Request::SetMtu(mtu) => device.set_mtu(mtu),
+                Request::Status => {}
+                Request::Answer => return Ok(Status::default()),
+                Request::End => *ended = true,
             }
-            Ok(Request::Status) => Answer::Status(Box::new(device.status())),
-            Ok(Request::End) => {
-                *ended = true;
-                Answer::Status(Box::new(device.status()))
-            }
-            Err(error) => Answer::Refused(format!("this is no request: {error}")),
-        };
-        let Ok(mut line) = serde_json::to_vec(&answer) else {
+            Ok(device.status())
+        });
+        let Ok(line) = answer else {
             return false;
         };
-        line.push(b'\n');
         // An agent that does not read is not waited for long: packets wait meanwhile.
         let written = (self.stream.set_nonblocking(false))
             .and_then(|()| {
@@ -165,55 +149,5 @@ impl Connection {
             .and_then(|()| self.stream.write_all(&line))
             .and_then(|()| self.stream.set_nonblocking(true));
         written.is_ok()
-    }
-}
-
-/// Why an interface did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// It is not there.
-    #[error("the process of the WireGuard interface does not answer")]
-    Io(#[from] io::Error),
-    /// It speaks another language.
-    #[error("the process of the WireGuard interface answers with something else")]
-    Format(#[from] serde_json::Error),
-    /// It says why.
-    #[error("the WireGuard interface was not set: {0}")]
-    Refused(String),
-}
-
-/// An agent's end.
-#[derive(Debug)]
-pub struct Client(BufReader<UnixStream>);
-
-impl Client {
-    /// Connects to the process at this path.
-    ///
-    /// # Errors
-    /// It is not there.
-    pub fn connect(path: &Path) -> Result<Self, ControlError> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        Ok(Self(BufReader::new(stream)))
-    }
-
-    /// Asks, and waits for the answer.
-    ///
-    /// # Errors
-    /// It is not there any more, or refuses.
-    pub fn ask(&mut self, request: &Request) -> Result<Status, ControlError> {
-        let mut line = serde_json::to_vec(request)?;
-        line.push(b'\n');
-        self.0.get_mut().write_all(&line)?;
-        let mut answer = String::new();
-        self.0.read_line(&mut answer)?;
-        if answer.is_empty() {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-        }
-        match serde_json::from_str(&answer)? {
-            Answer::Status(status) => Ok(*status),
-            Answer::Refused(why) => Err(ControlError::Refused(why)),
-        }
     }
 }

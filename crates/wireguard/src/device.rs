@@ -27,6 +27,8 @@ use crate::settings::{Dropped, Offloads, Settings, Status};
 
 /// How often the timers of the protocol are looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// Handshakes that a process begins by itself at each look: about 20 ms of work.
+const GREETED_AT_ONCE: usize = 128;
 /// Packets that are given to the TUN device at once.
 const MAX_JOINED: usize = 64;
 /// Reads from one side before the other is looked at again.
@@ -209,6 +211,17 @@ impl Device {
             }
         }
         self.dropped.not_sent += self.run.send(&mut self.socket);
+        self.greet();
+    }
+
+    /// Begins handshakes with peers that may have sessions with a process that was here before.
+    fn greet(&mut self) {
+        let Some(peers) = &mut self.peers else { return };
+        for (to, message) in peers.greet(GREETED_AT_ONCE) {
+            let message = Packet::from(message);
+            self.dropped.not_sent += self.run.push(&mut self.socket, to, &message);
+        }
+        self.dropped.not_sent += self.run.send(&mut self.socket);
     }
 
     /// Takes what waits in the TUN device, and sends it.
@@ -268,6 +281,14 @@ impl Device {
         bytes.extend_from_slice(packet);
         bytes.resize(padded.max(packet.len()), 0);
         let message = (peer.tunnel).handle_outgoing_packet(Packet::from_bytes(bytes), None);
+        // A peer that was not there yet when it was greeted may be by now: the packet does not wait for the timer.
+        let message = match message {
+            None if std::mem::take(&mut peer.greeted) => {
+                let again = peer.tunnel.format_handshake_initiation(true);
+                again.map(WgKind::from)
+            }
+            message => message,
+        };
         if let Some(message) = message {
             peers.sending(id, &message);
             let message = Packet::from(message);
@@ -416,7 +437,12 @@ impl Interface for Device {
     fn set(&mut self, settings: &Settings) {
         match &mut self.peers {
             Some(peers) if peers.is_of(settings) => peers.set(settings),
-            peers => *peers = Some(Peers::new(settings)),
+            // With another key: to its peers it is another one, with which they have no sessions.
+            Some(peers) => *peers = Peers::new(settings),
+            None => {
+                self.peers = Some(Peers::of_new_process(settings));
+                self.greet();
+            }
         }
     }
 

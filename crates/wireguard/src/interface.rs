@@ -50,7 +50,7 @@ impl Interface {
         let found = Self::find_or_make(options).await;
         // Where it could not be made because its port is another's, that is the reason.
         match found {
-            Err(InterfaceError::Start { .. } | InterfaceError::Kernel { .. }) => {
+            Err(InterfaceError::Start(_) | InterfaceError::Kernel { .. }) => {
                 let port = options.port;
                 match blocking(move || udp_port_holder(port)).await {
                     Some(holder) => Err(InterfaceError::Port {
@@ -117,11 +117,33 @@ impl Interface {
         }
     }
 
-    /// Waits until the interface is gone: its process ended, or somebody removed the link. [`Self::ensure`] makes it again.
+    /// Whether its link is up with this MTU, in bytes. Somebody may have set it down, or to another; [`Self::ensure`] puts it right. What cannot be looked at
+    /// counts as right.
+    pub async fn is_set(&self, mtu: u32) -> bool {
+        let place = match &self.0 {
+            Which::Kernel(kernel) => kernel.place(),
+            Which::Userspace(process) => process.place(),
+        };
+        let place = place.clone();
+        let found = blocking(move || place.find()).await;
+        found.map_or(true, |link| {
+            link.is_some_and(|link| link.is_up && link.mtu == mtu)
+        })
+    }
+
+    /// Waits until the interface is gone: its process ended, or was ended because it did not answer, or somebody removed the link. [`Self::ensure`] makes it again.
     pub async fn ended(&self) {
         match &self.0 {
             Which::Kernel(kernel) => kernel.ended().await,
             Which::Userspace(process) => process.ended().await,
+        }
+    }
+
+    /// Whether somebody stopped its process (SIGSTOP): nothing passes then. [`Self::ensure`] makes it again. Never so of the kernel's.
+    pub fn is_stopped(&self) -> bool {
+        match &self.0 {
+            Which::Kernel(_) => false,
+            Which::Userspace(process) => process.is_stopped(),
         }
     }
 

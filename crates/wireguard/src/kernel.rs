@@ -64,6 +64,10 @@ impl Kernel {
             .map_err(|source| refused("read the peers", &self.place.name, source))
     }
 
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     pub(crate) async fn ended(&self) {
         loop {
             let place = self.place.clone();

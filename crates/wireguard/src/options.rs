@@ -4,8 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use process_handle::PortHolder;
+use process_handle::control::ControlError;
+use process_handle::detached::StartError;
 
-use crate::control::ControlError;
 use crate::settings::Contradiction;
 
 /// Smallest MTU, in bytes: that of IPv6 (RFC 8200, 5).
@@ -60,13 +61,8 @@ pub enum InterfaceError {
         source: io::Error,
     },
     /// The process did not start.
-    #[error("`{command}` did not start: {why}")]
-    Start {
-        /// Its command line.
-        command: String,
-        /// What it wrote.
-        why: String,
-    },
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// Its UDP port is somebody else's.
     #[error(
         "UDP port {port} of the WireGuard interface {name} is taken by {holder}; hint: give this member another one (`--overlay-port PORT` of `platform node join` or \

@@ -1,18 +1,14 @@
 //! The process that is an interface (`platform wireguard`): it opens what it needs, gives up what it does not need any more, and carries packets.
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::fs::Mode;
+use process_handle::detached::{self, StepError, cannot};
 
 use crate::control::Control;
 use crate::device::{Device, Options, Underlay};
 use crate::netlink::enter;
-use crate::sandbox;
-
-/// What it writes to its standard output when it answers.
-pub(crate) const READY: &str = "ready";
+use crate::sandbox::SANDBOX;
 
 /// Longest wait for the port, and the pause between two tries.
 const PORT_PATIENCE: Duration = Duration::from_secs(2);
@@ -42,14 +38,8 @@ pub enum ProcessError {
     #[error(transparent)]
     Device(#[from] crate::device::DeviceError),
     /// Something else that it needs.
-    #[error("cannot {what}")]
-    Io {
-        /// What was to be done.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Step(#[from] StepError),
 }
 
 /// Carries packets until the agent says to end, or the link is removed. The process has one thread, is in a session of its own, and gives up its rights before the
@@ -58,18 +48,11 @@ pub enum ProcessError {
 /// # Errors
 /// What it needs is not there, or the link is gone.
 pub fn run(options: &ProcessOptions) -> Result<(), ProcessError> {
-    let wrong = |what| move |source: io::Error| ProcessError::Io { what, source };
-    // It outlives the agent and its terminal. One that leads a session already is on its own.
-    let _ = rustix::process::setsid();
-    // Until it can be found by its control socket it ends with its agent: it may wait for the port.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|error| wrong("end with its agent")(error.into()))?;
+    detached::begin()?;
     let underlay = bind(options.port)?;
-    // Only root may ask it, from the first moment on.
-    rustix::process::umask(Mode::from_raw_mode(0o177));
-    let control = Control::listen(&options.control).map_err(wrong("listen for the agent"))?;
+    let control = Control::listen(&options.control).map_err(cannot("listen for the agent"))?;
     if let Some(namespace) = &options.namespace {
-        enter(namespace).map_err(wrong("enter the network namespace of the link"))?;
+        enter(namespace).map_err(cannot("enter the network namespace of the link"))?;
     }
     let device = Device::new(
         underlay,
@@ -79,12 +62,7 @@ pub fn run(options: &ProcessOptions) -> Result<(), ProcessError> {
             offload: options.offload,
         },
     )?;
-    rustix::process::set_parent_process_death_signal(None)
-        .map_err(|error| wrong("outlive its agent")(error.into()))?;
-    sandbox::enter().map_err(wrong("give up rights"))?;
-    let mut output = io::stdout();
-    let ready = writeln!(output, "{READY}").and_then(|()| output.flush());
-    ready.map_err(wrong("say that it is ready"))?;
+    detached::serve(&SANDBOX)?;
     device.serve(control)?;
     Ok(())
 }

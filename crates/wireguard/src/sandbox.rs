@@ -1,93 +1,19 @@
-//! What the process of an interface gives up before it sees a packet: its user, its capabilities, new rights by programs, and most system calls.
+//! What the process of an interface keeps of its rights.
 
-use std::io;
+use process_handle::sandbox::Sandbox;
 
-use rustix::process::{Gid, Resource, Rlimit, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
-
-/// The user and group nobody.
-const NOBODY: u32 = 65534;
-/// Open files: the device, the socket, the control socket and its connections.
-const MAX_OPEN_FILES: u64 = 64;
-
-/// Gives up what is not needed to carry packets. The caller is root and has one thread.
-///
-/// # Errors
-/// The kernel refuses: it has no seccomp, or this process may not do so.
-pub(crate) fn enter() -> io::Result<()> {
-    // Keys must not end in a core file.
-    for (resource, most) in [(Resource::Core, 0), (Resource::Nofile, MAX_OPEN_FILES)] {
-        let limit = Rlimit {
-            current: Some(most),
-            maximum: Some(most),
-        };
-        rustix::process::setrlimit(resource, limit)?;
-    }
-    for capability in CapabilitySet::all() {
-        // One that this kernel does not know is in nobody's set.
-        let _ = rustix::thread::remove_capability_from_bounding_set(capability);
-    }
-    rustix::thread::set_thread_groups(&[])?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    // Another user than root has no capabilities, and its memory cannot be read by others of that user.
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    let none = CapabilitySet::empty();
-    let none = CapabilitySets {
-        effective: none,
-        permitted: none,
-        inheritable: none,
-    };
-    rustix::thread::set_capabilities(None, none)?;
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    rustix::thread::set_no_new_privs(true)?;
-    seccompiler::apply_filter(&filter()?).map_err(io::Error::other)
-}
-
-/// The system calls that carry packets, answer the agent and hold memory. Any other fails with EPERM.
-fn filter() -> io::Result<BpfProgram> {
-    let wrong = |error: seccompiler::BackendError| io::Error::other(error);
-    let arch = std::env::consts::ARCH.try_into().map_err(wrong)?;
-    let argument = |number, operation, value| -> io::Result<Vec<SeccompRule>> {
-        let condition = SeccompCondition::new(number, SeccompCmpArgLen::Dword, operation, value)
-            .map_err(wrong)?;
-        Ok(vec![SeccompRule::new(vec![condition]).map_err(wrong)?])
-    };
+/// It carries packets and answers the agent: no file and no socket can be opened.
+pub(crate) const SANDBOX: Sandbox<'static> = Sandbox {
+    // The device, the socket, the control socket and its connections.
+    open_files: 64,
     #[rustfmt::skip]
-    let mut allowed: Vec<(i64, Vec<SeccompRule>)> = [
-        // Packets and requests.
+    calls: &[
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
         libc::SYS_ppoll, libc::SYS_read, libc::SYS_readv, libc::SYS_write, libc::SYS_writev,
         libc::SYS_sendmsg, libc::SYS_sendmmsg, libc::SYS_sendto,
         libc::SYS_recvmsg, libc::SYS_recvmmsg, libc::SYS_recvfrom,
-        libc::SYS_accept4, libc::SYS_close, libc::SYS_fcntl, libc::SYS_setsockopt, libc::SYS_getsockopt,
-        // Memory, clocks and randomness.
-        libc::SYS_brk, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise, libc::SYS_futex,
-        libc::SYS_clock_gettime, libc::SYS_clock_nanosleep, libc::SYS_nanosleep, libc::SYS_getrandom,
-        libc::SYS_sched_yield, libc::SYS_gettid, libc::SYS_getpid, libc::SYS_sigaltstack,
-        libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_restart_syscall,
-        libc::SYS_exit, libc::SYS_exit_group,
-    ].into_iter().map(|call| (call, Vec::new())).collect();
-    #[cfg(target_arch = "x86_64")]
-    allowed.push((libc::SYS_poll, Vec::new()));
-    // Whether a descriptor waits, and memory that is not executed.
-    allowed.push((
-        libc::SYS_ioctl,
-        argument(1, SeccompCmpOp::Eq, libc::FIONBIO)?,
-    ));
-    let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        let condition = argument(2, SeccompCmpOp::MaskedEq(executable), 0)?;
-        allowed.push((call, condition));
-    }
-    let filter = SeccompFilter::new(
-        allowed.into_iter().collect(),
-        SeccompAction::Errno(libc::EPERM.unsigned_abs()),
-        SeccompAction::Allow,
-        arch,
-    );
-    filter.map_err(wrong)?.try_into().map_err(wrong)
-}
+        libc::SYS_accept4, libc::SYS_setsockopt, libc::SYS_getsockopt,
+    ],
+    socket_families: &[],
+};

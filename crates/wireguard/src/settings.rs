@@ -109,6 +109,10 @@ pub struct Settings {
     pub inside: Prefix,
     /// Its peers, by their public keys.
     pub peers: BTreeMap<Key, PeerSettings>,
+    /// Where peers were seen last by an interface that was here before, and with which they may have sessions still. An interface that was just made takes
+    /// it instead of what is recorded; any other does not look at it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub seen: BTreeMap<Key, SocketAddr>,
 }
 
 /// Settings that contradict themselves.
@@ -137,6 +141,15 @@ pub enum Contradiction {
 }
 
 impl Settings {
+    /// Where the peer was seen before, if that is not inside of the tunnels.
+    pub(crate) fn seen(&self, peer: &Key) -> Option<SocketAddr> {
+        let is_outside = |seen: &SocketAddr| match seen {
+            SocketAddr::V6(v6) => !self.inside.contains(*v6.ip()),
+            SocketAddr::V4(_) => true,
+        };
+        self.seen.get(peer).copied().filter(is_outside)
+    }
+
     /// Whether they can be followed.
     ///
     /// # Errors

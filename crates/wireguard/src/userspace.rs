@@ -5,38 +5,47 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use blocking_work::blocking;
 use process_handle::Process;
+use process_handle::control::{Client, ControlError};
+use process_handle::detached::{self, listener, remove_socket};
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::Command;
 
-use crate::control::{Client, ControlError, Request};
+use crate::control::Request;
 use crate::link::{Place, refused};
 use crate::options::{InterfaceError, InterfaceOptions};
-use crate::process::READY;
 use crate::settings::{Settings, Status};
 
 /// A variable of the agent: its processes have the kernel neither cut nor join packets, because some kernels mangle them.
 const NO_OFFLOAD: &str = "PLATFORM_WIREGUARD_NO_OFFLOAD";
-/// Longest wait for a start, and for the end of a killed process.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Most bytes of the process's standard error that an error carries.
-const MAX_STDERR_BYTES: u64 = 2048;
+/// How often the process is asked whether it answers.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest wait for an answer, and how many on end may be missing: a machine that is overloaded answers late, and its packets pass all the same.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+const MISSED_ANSWERS: u32 = 3;
 
-/// A process that is an interface.
+/// A process that is an interface. As long as this is held, the process is ended when it does not answer: [`Userspace::ended`] says so then.
 #[derive(Debug)]
 pub(crate) struct Userspace {
     place: Place,
     control: PathBuf,
-    process: Process,
+    process: Arc<Process>,
+    _watch: Watch,
+}
+
+/// A task that ends with this.
+#[derive(Debug)]
+struct Watch(tokio::task::JoinHandle<()>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Where the process listens.
@@ -85,21 +94,28 @@ impl Userspace {
         let Some(process) = blocking(move || listener(&path)).await else {
             return Ok(None);
         };
-        let found = Self {
-            place: Place::from(options),
-            control,
-            process,
-        };
-        if !found.process.is_stopped() {
-            let place = found.place.clone();
+        if !process.is_stopped() {
+            let place = Place::from(options);
             let has_link = blocking(move || place.find().is_ok_and(|link| link.is_some())).await;
-            let status = found.status().await;
+            let status = ask(&control, Request::Status).await;
             if has_link && status.is_ok_and(|status| status.port == options.port) {
-                return Ok(Some(found));
+                return Ok(Some(Self::hold(options, process)));
             }
         }
-        found.kill(options).await?;
+        kill(&process, options).await?;
         Ok(None)
+    }
+
+    fn hold(options: &InterfaceOptions, process: Process) -> Self {
+        let (place, control) = (Place::from(options), control_of(options));
+        let process = Arc::new(process);
+        let watch = watch(place.name.clone(), control.clone(), process.clone());
+        Self {
+            place,
+            control,
+            process,
+            _watch: Watch(tokio::spawn(watch)),
+        }
     }
 
     /// Starts one, and waits until it answers.
@@ -107,10 +123,7 @@ impl Userspace {
         let control = control_of(options);
         let path = control.clone();
         // Of a process that was killed.
-        let removed = blocking(move || match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        });
+        let removed = blocking(move || remove_socket(&path));
         removed.await.map_err(|error| wrong(options, error))?;
         let mut arguments = vec![
             "wireguard".into(),
@@ -126,60 +139,12 @@ impl Userspace {
         if std::env::var_os(NO_OFFLOAD).is_some() {
             arguments.push("--no-offload".into());
         }
-        let command = std::iter::once(options.program.as_os_str())
-            .chain(arguments.iter().map(std::ffi::OsString::as_os_str))
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ");
-        let failed = |why: String| InterfaceError::Start {
-            command: command.clone(),
-            why,
-        };
-        // By its whole path and without work in between, it starts without a copy of the agent's page tables (posix_spawn).
-        let mut child = Command::new(&options.program)
-            .args(&arguments)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| failed(error.to_string()))?;
-        let (output, errors) = (child.stdout.take(), child.stderr.take());
-        let ready = async {
-            let mut line = String::new();
-            if let Some(output) = output {
-                BufReader::new(output).read_line(&mut line).await?;
-            }
-            io::Result::Ok(line.trim_end() == READY)
-        };
-        match tokio::time::timeout(PATIENCE, ready).await {
-            Ok(Ok(true)) => {}
-            Ok(_) => {
-                let mut text = Vec::new();
-                if let Some(errors) = errors {
-                    let _ = errors.take(MAX_STDERR_BYTES).read_to_end(&mut text).await;
-                }
-                let _ = child.wait().await;
-                return Err(failed(
-                    String::from_utf8_lossy(&text).trim().replace('\n', "; "),
-                ));
-            }
-            Err(_) => {
-                let _ = child.kill().await;
-                return Err(failed(format!(
-                    "it was not ready within {} s",
-                    PATIENCE.as_secs()
-                )));
-            }
-        }
-        let path = control.clone();
-        let process = blocking(move || listener(&path)).await;
-        Ok(Self {
-            place: Place::from(options),
-            control,
-            process: process.ok_or_else(|| failed("it ended at once".to_owned()))?,
-        })
+        let process = detached::start(&options.program, &arguments).await?;
+        Ok(Self::hold(options, process))
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     pub(crate) async fn set(&self, settings: &Settings) -> Result<Status, InterfaceError> {
@@ -200,25 +165,59 @@ impl Userspace {
         Ok(())
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.process.is_stopped()
+    }
+
     pub(crate) async fn ended(&self) {
         self.process.ended().await;
     }
 
     async fn ask(&self, request: Request) -> Result<Status, InterfaceError> {
-        let control = self.control.clone();
-        let asked = blocking(move || Client::connect(&control)?.ask(&request));
-        asked.await.map_err(|source| InterfaceError::Process {
+        let asked = ask(&self.control, request).await;
+        asked.map_err(|source| InterfaceError::Process {
             name: self.place.name.clone(),
             source,
         })
     }
+}
 
-    async fn kill(self, options: &InterfaceOptions) -> Result<(), InterfaceError> {
-        self.process.kill();
-        let ended = tokio::time::timeout(PATIENCE, self.process.ended()).await;
-        ended.map_err(|_| wrong(options, io::Error::from(io::ErrorKind::TimedOut)))?;
-        Ok(())
+async fn ask(control: &Path, request: Request) -> Result<Status, ControlError> {
+    let control = control.to_owned();
+    blocking(move || Client::connect(&control)?.ask(&request)).await
+}
+
+async fn kill(process: &Process, options: &InterfaceOptions) -> Result<(), InterfaceError> {
+    let ended = detached::end(process).await;
+    ended.map_err(|error| wrong(options, error))
+}
+
+/// Ends the process when it leaves several questions on end without an answer: whoever waits for its end makes another.
+async fn watch(link: String, control: PathBuf, process: Arc<Process>) {
+    let mut missed = 0;
+    while missed < MISSED_ANSWERS {
+        tokio::select! {
+            _ = process.ended() => return,
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+        missed = if answers(&control).await {
+            0
+        } else {
+            missed + 1
+        };
     }
+    tracing::warn!(
+        link,
+        pid = process.pid(),
+        "the process of the overlay's interface does not answer; another takes its place"
+    );
+    process.kill();
+}
+
+/// Whether the process answers in time, be it that it refuses.
+async fn answers(control: &Path) -> bool {
+    let asked = tokio::time::timeout(ANSWER_PATIENCE, ask(control, Request::Answer));
+    !matches!(asked.await, Err(_) | Ok(Err(ControlError::Io(_))))
 }
 
 /// Ends the process of this interface, if it runs, and removes its control socket.
@@ -226,26 +225,8 @@ pub(crate) async fn end(options: &InterfaceOptions) -> Result<(), InterfaceError
     let control = control_of(options);
     let path = control.clone();
     if let Some(process) = blocking(move || listener(&path)).await {
-        let place = Place::from(options);
-        let found = Userspace {
-            place,
-            control: control.clone(),
-            process,
-        };
-        found.kill(options).await?;
+        kill(&process, options).await?;
     }
-    let removed = blocking(move || match fs::remove_file(control) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    });
+    let removed = blocking(move || remove_socket(&control));
     removed.await.map_err(|error| wrong(options, error))
-}
-
-/// Who listens at this path, if anybody does. It is held before it is known to be there still. Blocks.
-fn listener(path: &Path) -> Option<Process> {
-    let stream = UnixStream::connect(path).ok()?;
-    let listener = rustix::net::sockopt::socket_peercred(stream.as_fd()).ok()?;
-    let process = Process::hold(listener.pid.as_raw_nonzero().get()).ok()?;
-    // Its end closes the socket: one that is open now is of the process that is held.
-    UnixStream::connect(path).is_ok().then_some(process)
 }

@@ -13,9 +13,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::{
-    PATIENCE, PORT, carries, eventually, give_addresses, inside, isolated, key_pair, many_peers,
-    settings, shell, two_machines, within,
+    PORT, carries, give_addresses, inside, key_pair, many_peers, settings, two_machines,
 };
+use test_namespaces::{PATIENCE, eventually, isolated, shell, within};
 use wireguard::control::{Client, Request};
 use wireguard::settings::{Key, PeerSettings, Settings};
 

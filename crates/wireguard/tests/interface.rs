@@ -7,13 +7,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::net::UdpSocket;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use support::{
-    agent, carries, eventually, inside, isolated, key_pair, settings, shell, two_machines,
-};
+use support::{carries, inside, key_pair, settings, two_machines};
+use test_namespaces::{agent, eventually, isolated, shell, spawn_within, within};
 use wireguard::interface::{Interface, InterfaceOptions, Kind};
 use wireguard::settings::Settings;
 
@@ -209,13 +211,14 @@ fn an_interface_that_is_lost_is_noticed_and_made_again() {
     // Whoever waits for its end is told of each way to lose it.
     for lose in [
         format!("kill -9 {first}"),
+        format!("kill -STOP {first}"),
         "ip -n inner link delete dev wg0".to_owned(),
     ] {
         let lose = lose.replace(&first.to_string(), &pid(&a.run_dir).to_string());
         agent("a", || async {
             let interface = Interface::ensure(&a).await.unwrap();
             let (ended, ()) = tokio::join!(
-                tokio::time::timeout(Duration::from_secs(20), interface.ended()),
+                tokio::time::timeout(Duration::from_secs(60), interface.ended()),
                 async { drop(shell(&lose)) }
             );
             ended.unwrap();
@@ -223,6 +226,16 @@ fn an_interface_that_is_lost_is_noticed_and_made_again() {
         });
         again();
     }
+    // One that runs and answers nobody, for whom another listens here.
+    agent("a", || async {
+        let interface = Interface::ensure(&a).await.unwrap();
+        let control = a.run_dir.join("wg0.wireguard");
+        std::fs::rename(&control, a.run_dir.join("elsewhere")).unwrap();
+        let _mute = std::os::unix::net::UnixListener::bind(&control).unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(60), interface.ended());
+        ended.await.unwrap();
+    });
+    again();
     // One that was stopped, one whose socket was removed, and one of another port are replaced.
     for harm in [
         format!("kill -STOP {}", pid(&a.run_dir)),
@@ -251,6 +264,52 @@ fn an_interface_that_is_lost_is_noticed_and_made_again() {
 }
 
 #[test]
+fn a_process_that_takes_the_place_of_another_is_reached_at_once() {
+    if !isolated("a_process_that_takes_the_place_of_another_is_reached_at_once") {
+        return;
+    }
+    let [a, _b] = two_interfaces();
+    carries("inner", ("b", 2), 1000);
+    let at = "10.0.0.2:51820";
+    let recorded = settings(1, &[(2, Some(at))]);
+    // Nobody knows where this one is but the process that was there before.
+    let mut roamed = settings(1, &[(2, None)]);
+    roamed.seen = BTreeMap::from([(key_pair(2).1, at.parse().unwrap())]);
+    for own in [recorded, roamed] {
+        shell(&format!("kill -9 {}", pid(&a.run_dir)));
+        // Its peer has a session with the process that was killed, and sends by it.
+        let is_done = Arc::new(AtomicBool::new(false));
+        let done = is_done.clone();
+        let sending = spawn_within("b", move || {
+            let socket = UdpSocket::bind((inside(2).1, 0)).unwrap();
+            while !done.load(Ordering::Relaxed) {
+                socket.send_to(b"x", (inside(1).1, 9)).unwrap();
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        ensure("a", &a, &own);
+        support::give_addresses("inner", 1);
+        // Well before its own timers say that nothing was answered, after 15 s.
+        let receiver = within("inner", || UdpSocket::bind((inside(1).1, 9)).unwrap());
+        receiver
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let mut buffer = [0; 16];
+        let received = receiver.recv(&mut buffer);
+        is_done.store(true, Ordering::Relaxed);
+        sending.join().unwrap();
+        assert_eq!(received.map_err(|error| error.to_string()), Ok(1));
+    }
+    // A change does not move it back.
+    let seen = agent("a", || async {
+        let interface = Interface::ensure(&a).await.unwrap();
+        let changed = settings(1, &[(2, None), (3, None)]);
+        interface.set(&changed).await.unwrap().peers[&key_pair(2).1].endpoint
+    });
+    assert_eq!(seen, at.parse().ok());
+}
+
+#[test]
 fn the_mtu_changes_while_connections_go_on() {
     if !isolated("the_mtu_changes_while_connections_go_on") {
         return;
@@ -272,6 +331,20 @@ fn the_mtu_changes_while_connections_go_on() {
         let link = shell("ip -n inner -o link show dev wg0");
         assert!(link.contains(&format!("mtu {mtu} ")), "{link}");
         carries("inner", ("b", 2), 4 << 20);
+    }
+    // Somebody else sets it otherwise: that is seen, and put right.
+    let largest = InterfaceOptions {
+        mtu: 1500,
+        ..a.clone()
+    };
+    for (harm, is_right) in [("mtu 1290", false), ("down", false), ("mtu 1500 up", true)] {
+        let is_set = agent("a", || async {
+            let interface = Interface::ensure(&largest).await.unwrap();
+            assert!(interface.is_set(1500).await);
+            shell(&format!("ip -n inner link set dev wg0 {harm}"));
+            interface.is_set(1500).await
+        });
+        assert_eq!(is_set, is_right, "{harm}");
     }
     assert_eq!(pid(&a.run_dir), process);
 }
@@ -362,9 +435,16 @@ fn thousand_peers_are_configured_and_one_that_stays_loses_nothing() {
     });
     assert_eq!(status.peers.len(), 1001);
     carries("inner", ("b", 2), 8 << 20);
+    let to_b = key_pair(2).1;
+    let status = agent("a", || async {
+        let interface = Interface::ensure(&a).await.unwrap();
+        interface.status().await.unwrap()
+    });
+    // A process that is told of them begins nothing with them.
+    let spoken = status.peers.iter().filter(|(_, peer)| peer.sent > 0);
+    assert_eq!(spoken.map(|(key, _)| *key).collect::<Vec<_>>(), [to_b]);
     let few: BTreeMap<_, _> = own.peers.into_iter().take(500).collect();
     own.peers = few;
-    let to_b = key_pair(2).1;
     own.peers
         .extend(settings(1, &[(2, Some("10.0.0.2:51820"))]).peers);
     let status = agent("a", || async {

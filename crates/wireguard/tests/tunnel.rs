@@ -17,10 +17,8 @@ use wireguard::settings::{Settings, Status};
 #[allow(dead_code, reason = "each file uses what it needs")]
 mod support;
 
-use support::{
-    MTU, PATIENCE, PORT, carries, eventually, give_addresses, inside, ip, isolated, key_pair,
-    settings, spawn_within, two_machines, within,
-};
+use support::{MTU, PORT, carries, give_addresses, inside, ip, key_pair, settings, two_machines};
+use test_namespaces::{PATIENCE, eventually, isolated, spawn_within, within};
 
 /// An interface in a namespace.
 struct Interface {
@@ -373,7 +371,9 @@ fn what_waited_for_a_session_is_sent_as_soon_as_the_other_side_has_made_one() {
         let socket = UdpSocket::bind("[::]:0").unwrap();
         socket.send_to(b"waited", to_b).unwrap();
     });
-    let _b = Interface::start("b", 2, settings(2, &[(1, Some("10.0.0.1:51820"))]), true);
+    // One that was told of its peers before begins nothing with others by itself.
+    let b = Interface::start("b", 2, settings(2, &[]), true);
+    b.set(settings(2, &[(1, Some("10.0.0.1:51820"))]));
     let to_a = SocketAddr::from((inside(1).1, 9));
     within("b", move || {
         let socket = UdpSocket::bind("[::]:9").unwrap();
@@ -385,4 +385,28 @@ fn what_waited_for_a_session_is_sent_as_soon_as_the_other_side_has_made_one() {
         let len = socket.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"waited");
     });
+}
+
+#[test]
+fn a_greeting_that_nobody_heard_delays_nothing() {
+    if !isolated("a_greeting_that_nobody_heard_delays_nothing") {
+        return;
+    }
+    two_machines();
+    let a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), true);
+    assert!(a.status().peers[&key_pair(2).1].sent > 0);
+    // It comes later, and cannot begin by itself.
+    let _b = Interface::start("b", 2, settings(2, &[(1, None)]), true);
+    let receiver = within("b", || UdpSocket::bind((inside(2).1, 9)).unwrap());
+    let to_b = SocketAddr::from((inside(2).1, 9));
+    within("a", move || {
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        socket.send_to(b"now", to_b).unwrap();
+    });
+    // Well before the handshake is tried again, 5 s after the first.
+    let soon = std::time::Duration::from_secs(2);
+    receiver.set_read_timeout(Some(soon)).unwrap();
+    let mut buffer = [0; 16];
+    let len = receiver.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], b"now");
 }

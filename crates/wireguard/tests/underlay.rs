@@ -10,10 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use support::{
-    PATIENCE, agent, carries, eventually, give_addresses, inside, isolated, key_pair, settings,
-    shell, spawn_within, within,
-};
+use support::{carries, give_addresses, inside, key_pair, settings};
+use test_namespaces::{PATIENCE, agent, eventually, isolated, shell, spawn_within, within};
 use wireguard::interface::{Interface, InterfaceOptions};
 use wireguard::settings::{Settings, Status};
 
@@ -145,7 +143,7 @@ E",
     // The NAT is rebooted: another port from now on, without a word of anybody.
     shell(
         "ip netns exec r nft add rule ip nat post ip daddr 10.9.9.9 accept
-         ip -n a addr add 10.1.0.3/24 dev eth0; ip -n a addr del 10.1.0.2/24 dev eth0; ip -n a addr del 10.1.0.3/24 dev eth0
+         ip -n a addr del 10.1.0.2/24 dev eth0
          ip -n a addr add 10.1.0.4/24 dev eth0; ip -n a route replace default via 10.1.0.1",
     );
     eventually("b sees it elsewhere", || seen().filter(|now| *now != first));

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use api::edge::{HasRoutes, RouteTable};
+use api::exec::EXEC_PROTOCOL;
+use api::forward::FORWARD_PROTOCOL;
 use api::member::{
     CertificateRequest, CertificateResponse, Measurement, MemberState, OverlayReport,
 };
@@ -19,7 +21,7 @@ use reqwest::{Method, RequestBuilder};
 use serde::Serialize;
 
 use super::{ApiClient, millis};
-use crate::{ClientError, NodeExec};
+use crate::{ClientError, ForwardStream, NodeExec};
 
 /// A node's calls.
 impl ApiClient {
@@ -129,7 +131,16 @@ impl ApiClient {
     pub async fn open_exec(&self, stream: &str) -> Result<NodeExec, ClientError> {
         let path = paths::NODE_STREAM.replace("{stream}", stream);
         let request = self.stream_request(Method::GET, &path);
-        self.upgrade("opening a command's stream", request).await
+        self.upgrade("opening a command's stream", EXEC_PROTOCOL, request)
+            .await
+    }
+
+    /// Opens a stream that asked for a connection to a port: its user is at the other end.
+    pub async fn open_forward(&self, stream: &str) -> Result<ForwardStream, ClientError> {
+        let path = paths::NODE_STREAM.replace("{stream}", stream);
+        let request = self.stream_request(Method::GET, &path);
+        self.upgrade("opening a connection's stream", FORWARD_PROTOCOL, request)
+            .await
     }
 }
 

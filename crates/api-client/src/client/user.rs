@@ -4,22 +4,31 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::enrollment::Member;
-use api::paths;
+use api::event::{EventPage, EventsQuery};
+use api::exec::EXEC_PROTOCOL;
+use api::forward::FORWARD_PROTOCOL;
 use api::user::{
     Acknowledgements, CaRow, CreateTokenRequest, CreateTokenResponse, DeployRequest,
-    DeployResponse, DoctorRequest, EdgeRow, EndedRow, EnvRow, ImageRow, InstanceRow, LogsQuery,
-    NetworkDiagnosis, NetworkSettingsRequest, NetworkStatus, NodeRow, RegistryLoginRequest,
-    RegistryRow, RemoveNodeQuery, RevokeResponse, RolloutStatus, RotateCaRequest, ScaleRequest,
+    DeployResponse, DoctorRequest, EdgeRow, EndedRow, EnvRow, EnvsQuery, ImageRow, InstanceRow,
+    InstancesQuery, LogsQuery, NetworkDiagnosis, NetworkSettingsRequest, NetworkStatus,
+    NodeOrgRequest, NodeRow, NodesQuery, RegistryLoginRequest, RegistryRow, ReleaseRow,
+    RemoveNodeQuery, RevokeResponse, RollbackRequest, RolloutStatus, RotateCaRequest, ScaleRequest,
     Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest, StopUnknownRequest,
-    StopUnknownResponse, TokenRow, VolumeRow,
+    StopUnknownResponse, TokenRow, VolumeRow, VolumesQuery,
 };
+use api::user::{AttachQuery, PlanResponse, RunRequest, RunResponse};
 use api::user::{ExecQuery, LabelsRequest, SignalRequest, StatsRow};
+use api::why::{Why, WhyQuery};
+use api::{IDEMPOTENCY_KEY, paths};
 use futures_util::StreamExt as _;
-use model::{EdgeId, EnvKey, InstanceId, LabelKey, LabelValue, NodeId, ReleaseNumber, VolumeId};
+use model::{
+    AppName, EdgeId, EnvKey, EnvName, InstanceId, LabelKey, LabelValue, NodeId, OrgName,
+    ReleaseNumber, VolumeId,
+};
 use reqwest::Method;
 
-use super::{ANSWER_GRACE, ApiClient, DEPLOY_TIMEOUT, millis};
-use crate::{ClientError, LogStream, UserExec};
+use super::{ANSWER_GRACE, ApiClient, DEPLOY_TIMEOUT, millis, random_key};
+use crate::{ClientError, ForwardStream, LogStream, UserExec};
 
 /// A user's calls.
 impl ApiClient {
@@ -120,7 +129,12 @@ impl ApiClient {
 
     /// Every node.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, ClientError> {
-        self.call("listing nodes", self.get(paths::NODES)).await
+        self.find_nodes(&NodesQuery::default()).await
+    }
+
+    /// The nodes that a query keeps.
+    pub async fn find_nodes(&self, query: &NodesQuery) -> Result<Vec<NodeRow>, ClientError> {
+        self.pages("listing nodes", paths::NODES, query).await
     }
 
     /// Every registry that the cluster is logged in to.
@@ -157,16 +171,34 @@ impl ApiClient {
 
     /// Every instance, or those of one env.
     pub async fn instances(&self, env: Option<&EnvKey>) -> Result<Vec<InstanceRow>, ClientError> {
-        let mut request = self.get(paths::INSTANCES);
-        if let Some(key) = env {
-            request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
-        }
-        self.call("listing instances", request).await
+        self.find_instances(&InstancesQuery {
+            app: env.map(|key| key.app.clone()),
+            env: env.map(|key| key.env.clone()),
+            ..InstancesQuery::default()
+        })
+        .await
+    }
+
+    /// The instances that a query keeps.
+    pub async fn find_instances(
+        &self,
+        query: &InstancesQuery,
+    ) -> Result<Vec<InstanceRow>, ClientError> {
+        self.pages("listing instances", paths::INSTANCES, query)
+            .await
     }
 
     /// The instances that are gone and whose records are kept.
     pub async fn ended_instances(&self) -> Result<Vec<EndedRow>, ClientError> {
-        self.call("listing ended instances", self.get(paths::ENDED_INSTANCES))
+        self.find_ended_instances(&InstancesQuery::default()).await
+    }
+
+    /// Those of them that a query keeps.
+    pub async fn find_ended_instances(
+        &self,
+        query: &InstancesQuery,
+    ) -> Result<Vec<EndedRow>, ClientError> {
+        self.pages("listing ended instances", paths::ENDED_INSTANCES, query)
             .await
     }
 
@@ -177,7 +209,62 @@ impl ApiClient {
         query: &ExecQuery,
     ) -> Result<UserExec, ClientError> {
         let request = self.get(&instance_path(paths::EXEC, instance)).query(query);
-        self.upgrade("running a command", request).await
+        self.upgrade("running a command", EXEC_PROTOCOL, request)
+            .await
+    }
+
+    /// What a deploy would do.
+    pub async fn plan(
+        &self,
+        env: &EnvKey,
+        request: &DeployRequest,
+    ) -> Result<PlanResponse, ClientError> {
+        let asked = self
+            .post(&env_path(paths::PLAN, env))
+            .query(&[("org", self.org.as_ref())])
+            .json(request)
+            .timeout(DEPLOY_TIMEOUT);
+        self.answer("planning a deploy", asked, DEPLOY_TIMEOUT)
+            .await
+    }
+
+    /// Makes the instance of a command.
+    pub async fn run(
+        &self,
+        env: &EnvKey,
+        request: &RunRequest,
+    ) -> Result<RunResponse, ClientError> {
+        let asked = self.post(&env_path(paths::RUNS, env)).json(request);
+        self.call("running a command", asked).await
+    }
+
+    /// Runs the command that an instance was made for, with its streams at this end.
+    pub async fn attach(
+        &self,
+        instance: InstanceId,
+        query: &AttachQuery,
+    ) -> Result<UserExec, ClientError> {
+        let request = self.get(&instance_path(paths::ATTACH, instance));
+        self.upgrade("running a command", EXEC_PROTOCOL, request.query(query))
+            .await
+    }
+
+    /// Ends the command that an instance was made for.
+    pub async fn end_run(&self, instance: InstanceId) -> Result<(), ClientError> {
+        let path = instance_path(paths::RUN, instance);
+        self.call_empty("ending a command", self.request(Method::DELETE, &path))
+            .await
+    }
+
+    /// Opens one TCP connection to a port of an instance. The node's first frame says whether the port has accepted it.
+    pub async fn forward(
+        &self,
+        instance: InstanceId,
+        port: u16,
+    ) -> Result<ForwardStream, ClientError> {
+        let path = instance_path(paths::FORWARD, instance).replace("{port}", &port.to_string());
+        self.upgrade("forwarding a connection", FORWARD_PROTOCOL, self.get(&path))
+            .await
     }
 
     /// Sends a signal to the app of an instance.
@@ -191,12 +278,14 @@ impl ApiClient {
             .await
     }
 
-    /// The stats of every instance, or of those of one env.
-    pub async fn stats(&self, env: Option<&EnvKey>) -> Result<Vec<StatsRow>, ClientError> {
-        let mut request = self.get(paths::STATS);
-        if let Some(key) = env {
-            request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
-        }
+    /// The stats of every instance, or of those of an app, or of envs of this name.
+    pub async fn stats(
+        &self,
+        app: Option<&AppName>,
+        env: Option<&EnvName>,
+    ) -> Result<Vec<StatsRow>, ClientError> {
+        let request = self.get(paths::STATS);
+        let request = request.query(&[("app", app)]).query(&[("env", env)]);
         self.call("asking for stats", request).await
     }
 
@@ -210,6 +299,18 @@ impl ApiClient {
         let request = request.json(&SchedulingRequest { scheduling });
         self.call_empty("changing whether a node takes instances", request)
             .await
+    }
+
+    /// Gives a node to an org, or to all.
+    pub async fn set_node_org(
+        &self,
+        node: NodeId,
+        org: Option<OrgName>,
+    ) -> Result<(), ClientError> {
+        let path = paths::NODE_ORG.replace("{node}", &node.to_string());
+        let request = self.request(Method::PUT, &path);
+        let request = request.json(&NodeOrgRequest { org });
+        self.call_empty("giving a node to an org", request).await
     }
 
     /// Sets and removes labels of a node.
@@ -241,9 +342,24 @@ impl ApiClient {
         self.call_empty("removing a node", request).await
     }
 
-    /// Every env.
+    /// Every env, those that cannot be read too.
     pub async fn envs(&self) -> Result<Vec<EnvRow>, ClientError> {
-        self.call("listing envs", self.get(paths::ENVS)).await
+        self.find_envs(&EnvsQuery::default()).await
+    }
+
+    /// This env, where there is one.
+    pub async fn env(&self, key: &EnvKey) -> Result<Option<EnvRow>, ClientError> {
+        let query = EnvsQuery {
+            app: Some(key.app.clone()),
+            env: Some(key.env.clone()),
+            ..EnvsQuery::default()
+        };
+        Ok(self.find_envs(&query).await?.pop())
+    }
+
+    /// The envs that a query keeps, those that cannot be read too.
+    pub async fn find_envs(&self, query: &EnvsQuery) -> Result<Vec<EnvRow>, ClientError> {
+        self.pages("listing envs", paths::ENVS, query).await
     }
 
     /// Records a release of the env; its rollout begins.
@@ -252,8 +368,21 @@ impl ApiClient {
         env: &EnvKey,
         request: &DeployRequest,
     ) -> Result<DeployResponse, ClientError> {
+        self.deploy_after(env, request, None).await
+    }
+
+    /// The same, where this is the env's newest release (0: it has none), and refused otherwise.
+    pub async fn deploy_after(
+        &self,
+        env: &EnvKey,
+        request: &DeployRequest,
+        newest: Option<u32>,
+    ) -> Result<DeployResponse, ClientError> {
         let request = self
             .post(&env_path(paths::ENV, env))
+            .query(&[("org", self.org.as_ref())])
+            .query(&[("newest_release", newest)])
+            .header(IDEMPOTENCY_KEY, random_key())
             .json(request)
             .timeout(DEPLOY_TIMEOUT);
         self.answer("deploying", request, DEPLOY_TIMEOUT).await
@@ -294,9 +423,49 @@ impl ApiClient {
         self.call_empty("destroying", request).await
     }
 
+    /// Events, of those that the caller sees. With [`EventsQuery::after`], the next one is waited for, for as long as `wait`.
+    pub async fn events(
+        &self,
+        query: &EventsQuery,
+        wait: Duration,
+    ) -> Result<EventPage, ClientError> {
+        let query = EventsQuery {
+            wait_ms: (!wait.is_zero()).then(|| millis(wait)),
+            ..query.clone()
+        };
+        let limit = wait + ANSWER_GRACE;
+        let request = self.get(paths::EVENTS).query(&query).timeout(limit);
+        self.answer("asking for events", request, limit).await
+    }
+
+    /// Why something is as it is.
+    pub async fn why(&self, query: &WhyQuery) -> Result<Why, ClientError> {
+        let request = self.get(paths::WHY).query(query);
+        self.call("asking why", request).await
+    }
+
+    /// The releases of an env that are kept, the newest first.
+    pub async fn releases(&self, env: &EnvKey) -> Result<Vec<ReleaseRow>, ClientError> {
+        let request = self.get(&env_path(paths::RELEASES, env));
+        self.call("listing releases", request).await
+    }
+
+    /// A new release that is the same as an older one; absent: as the one before.
+    pub async fn rollback(
+        &self,
+        env: &EnvKey,
+        release: Option<ReleaseNumber>,
+    ) -> Result<DeployResponse, ClientError> {
+        let request = self.post(&env_path(paths::ROLLBACK, env));
+        let request = request.header(IDEMPOTENCY_KEY, random_key());
+        let request = request.json(&RollbackRequest { release });
+        self.call("rolling back", request).await
+    }
+
     /// A new release as the wanted one, with the newest versions of its secret bundles.
     pub async fn redeploy(&self, env: &EnvKey) -> Result<DeployResponse, ClientError> {
         let request = self.post(&env_path(paths::REDEPLOY, env));
+        let request = request.header(IDEMPOTENCY_KEY, random_key());
         self.call("deploying again", request).await
     }
 
@@ -314,8 +483,9 @@ impl ApiClient {
         request: &SetSecretsRequest,
     ) -> Result<SecretRow, ClientError> {
         let path = env_path(paths::SECRET, env).replace("{bundle}", bundle);
-        self.call("setting secrets", self.post(&path).json(request))
-            .await
+        let request = self.post(&path).json(request);
+        let request = request.query(&[("org", self.org.as_ref())]);
+        self.call("setting secrets", request).await
     }
 
     /// Deletes a secret bundle.
@@ -327,11 +497,17 @@ impl ApiClient {
 
     /// Every volume, or those of one env.
     pub async fn volumes(&self, env: Option<&EnvKey>) -> Result<Vec<VolumeRow>, ClientError> {
-        let mut request = self.get(paths::VOLUMES);
-        if let Some(key) = env {
-            request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
-        }
-        self.call("listing volumes", request).await
+        self.find_volumes(&VolumesQuery {
+            app: env.map(|key| key.app.clone()),
+            env: env.map(|key| key.env.clone()),
+            ..VolumesQuery::default()
+        })
+        .await
+    }
+
+    /// The volumes that a query keeps.
+    pub async fn find_volumes(&self, query: &VolumesQuery) -> Result<Vec<VolumeRow>, ClientError> {
+        self.pages("listing volumes", paths::VOLUMES, query).await
     }
 
     /// Begins to delete a volume; it is gone from [`Self::volumes`] when its disk is.

@@ -6,9 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Digest, EnvNetwork, Generation, InstanceId, VolumeId};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
 use super::{
     CachedImage, DriverChoice, EgressState, InstanceReport, NodeReport, readable,
@@ -52,7 +50,8 @@ pub struct ReportDelta {
     /// [`NodeReport::highest_network`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub highest_network: Option<EnvNetwork>,
-    /// The instances that are new or in another state. One that cannot be read is as in [`NodeReport::instances`].
+    /// The instances that are new or in another state. What cannot be read of a newer node's report is an instance
+    /// in [`InstanceState::Unknown`](model::instance::InstanceState::Unknown): it is never taken for absent.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
@@ -68,7 +67,7 @@ pub struct ReportDelta {
     /// The volumes whose disks are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gone_volumes: Vec<VolumeId>,
-    /// The cached root disks that are new or changed.
+    /// The cached root disks that are new or changed. One that a newer node describes in another way is left out.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
@@ -196,25 +195,4 @@ pub struct ReportAnswer {
     /// of them less often. Absent: 3 s, as servers before this field expect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heartbeat_interval_ms: Option<u32>,
-}
-
-/// What a node posts: agents of protocol version 2 send whole reports without a sequence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReportMessage {
-    /// Of protocol version 3.
-    Delta(Box<ReportDelta>),
-    /// Of protocol version 2.
-    Whole(Box<NodeReport>),
-}
-
-impl<'de> Deserialize<'de> for ReportMessage {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let json = Value::deserialize(from)?;
-        if json.get("session").is_some() {
-            let delta = ReportDelta::deserialize(json).map_err(D::Error::custom)?;
-            return Ok(Self::Delta(Box::new(delta)));
-        }
-        let report = NodeReport::deserialize(json).map_err(D::Error::custom)?;
-        Ok(Self::Whole(Box::new(report)))
-    }
 }

@@ -85,8 +85,10 @@ pub enum MeasurementState {
     Failed,
     /// It was asked and did not answer in time.
     NoAnswer,
-    /// It was not asked, because it does not call the server: it is offline, or runs a version that measures nothing.
+    /// It was not asked, because it does not call the server.
     NotAsked,
+    /// It was not asked, because it calls the server and does not say that it measures: its version is older.
+    TooOld,
 }
 
 /// How much a finding matters.
@@ -97,6 +99,8 @@ pub enum FindingSeverity {
     Error,
     /// It works, and is slower or less safe than it need be.
     Warning,
+    /// Nothing is wrong. It says what is not known.
+    Note,
 }
 
 /// What is not as it should be.

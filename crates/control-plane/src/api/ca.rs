@@ -6,7 +6,7 @@ use axum::extract::State;
 use scheduler::apply::Command;
 
 use super::extract::Body;
-use crate::callers::User;
+use crate::access::{ClusterAdmin, ClusterViewer};
 use crate::failure::ApiFailure;
 use crate::keys;
 use crate::state::App;
@@ -23,14 +23,14 @@ fn row(app: &App) -> CaRow {
 }
 
 /// Which CA the cluster has.
-pub(crate) async fn show(State(app): State<App>, _user: User) -> Json<CaRow> {
+pub(crate) async fn show(State(app): State<App>, _: ClusterViewer) -> Json<CaRow> {
     Json(row(&app))
 }
 
 /// Another CA signs from now on, and the one before is trusted too; or it is trusted no more.
 pub(crate) async fn rotate(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Body(RotateCaRequest { finish }): Body<RotateCaRequest>,
 ) -> Result<Json<CaRow>, ApiFailure> {
     let _one_at_a_time = app.rotating.lock().await;
@@ -60,8 +60,10 @@ pub(crate) async fn rotate(
         .wait_for(|authority| authority.differs(&before))
         .await;
     drop(seen.map_err(|_| ApiFailure::stopping())?);
-    app.change(|_| Ok::<_, ApiFailure>((vec![Command::RaiseMembership], ())))
-        .await?;
+    app.change_by(&user, |_| {
+        Ok::<_, ApiFailure>((vec![Command::RaiseMembership], ()))
+    })
+    .await?;
     tracing::warn!(user = %user.name, finish, "replaced the cluster's CA");
     Ok(Json(row(&app)))
 }

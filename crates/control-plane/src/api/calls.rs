@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use api::enrollment::Member;
 use api::exec::EXEC_PROTOCOL;
+use api::forward::FORWARD_PROTOCOL;
 use api::node::StreamWanted;
 use api::node::{ExecWanted, InstanceStats, SignalAnswer};
-use api::user::{ExecQuery, MAX_EXEC_COMMAND_BYTES, SignalRequest, StatsRow, is_terminal_type};
+use api::user::{
+    AttachQuery, ExecQuery, MAX_EXEC_COMMAND_BYTES, Role, SignalRequest, StatsRow, is_terminal_type,
+};
 use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::extract::{FromRequestParts, Path, State};
@@ -25,50 +28,78 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncWriteExt as _, copy, split};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::envs::Filter;
 use super::extract::{Body, Params};
-use crate::callers::User;
+use super::lists::Filter;
+use crate::access::{Anyone, User};
 use crate::failure::ApiFailure;
 use crate::limits::{
-    CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, MAX_EXECS, STREAM_OPEN_TIMEOUT,
+    CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, MAX_EXECS, MAX_FORWARDS,
+    STREAM_OPEN_TIMEOUT,
 };
 use crate::rows::node_name;
 use crate::state::App;
 use crate::streams::{Answered, Waiting};
 
-/// A request to go on with [`EXEC_PROTOCOL`] instead of HTTP.
-pub(crate) struct Upgrade(pub(crate) OnUpgrade);
+/// What a connection may be upgraded to.
+const PROTOCOLS: [&str; 2] = [EXEC_PROTOCOL, FORWARD_PROTOCOL];
+
+/// A request to go on with one of [`PROTOCOLS`] instead of HTTP.
+pub(crate) struct Upgrade {
+    pub(crate) connection: OnUpgrade,
+    pub(crate) protocol: &'static str,
+}
+
+impl Upgrade {
+    /// The connection, if this is the protocol that was asked for.
+    pub(crate) fn to(self, protocol: &'static str) -> Result<OnUpgrade, ApiFailure> {
+        if self.protocol == protocol {
+            Ok(self.connection)
+        } else {
+            Err(upgrade_required(protocol))
+        }
+    }
+}
+
+fn upgrade_required(protocol: &str) -> ApiFailure {
+    ApiFailure::new(
+        StatusCode::UPGRADE_REQUIRED,
+        "upgrade_required",
+        format!("this path needs `Connection: upgrade` and `Upgrade: {protocol}`"),
+    )
+}
 
 impl FromRequestParts<App> for Upgrade {
     type Rejection = ApiFailure;
 
     async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiFailure> {
         let wanted = parts.headers.get(UPGRADE).map(HeaderValue::as_bytes);
-        match parts.extensions.remove::<OnUpgrade>() {
-            Some(upgrade) if wanted == Some(EXEC_PROTOCOL.as_bytes()) => Ok(Self(upgrade)),
-            _ => Err(ApiFailure::new(
-                StatusCode::UPGRADE_REQUIRED,
-                "upgrade_required",
-                format!("this path needs `Connection: upgrade` and `Upgrade: {EXEC_PROTOCOL}`"),
-            )),
+        let known = PROTOCOLS
+            .into_iter()
+            .find(|known| wanted == Some(known.as_bytes()));
+        match (parts.extensions.remove::<OnUpgrade>(), known) {
+            (Some(connection), Some(protocol)) => Ok(Self {
+                connection,
+                protocol,
+            }),
+            _ => Err(upgrade_required(&PROTOCOLS.join("` or `Upgrade: "))),
         }
     }
 }
 
-/// 101: frames from here on.
-pub(crate) fn switching() -> Response {
+/// 101: frames of the protocol from here on.
+pub(crate) fn switching(protocol: &'static str) -> Response {
     let mut response = Response::new(HttpBody::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static(EXEC_PROTOCOL));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
     response
 }
 
 /// Runs a command beside the app of an instance.
 pub(crate) async fn exec(
     State(app): State<App>,
-    user: User,
+    Anyone(user): Anyone,
     Path(instance): Path<InstanceId>,
     Params(query): Params<ExecQuery>,
     upgrade: Upgrade,
@@ -86,19 +117,86 @@ pub(crate) async fn exec(
         terminal_type: query.terminal_type,
         command: checked(query.command)?,
     };
+    let node = node_of(&app, &user, instance)?;
+    tracing::info!(user = %user.name, %instance, program = wanted.command[0], "a command is run");
+    begin_exec(app, node, wanted, upgrade).await
+}
+
+/// Runs the command that an instance was made for, with the user at its streams.
+pub(crate) async fn attach(
+    State(app): State<App>,
+    Anyone(user): Anyone,
+    Path(instance): Path<InstanceId>,
+    Params(query): Params<AttachQuery>,
+    upgrade: Upgrade,
+) -> Result<Response, ApiFailure> {
+    if let Some(text) = &query.terminal_type
+        && !is_terminal_type(text)
+    {
+        return Err(ApiFailure::bad_request(
+            "`terminal_type` is no type of a terminal, as TERM has it",
+        ));
+    }
+    let node = node_of(&app, &user, instance)?;
+    let runs = app.cluster().instances.get(&instance).map(|i| i.spec.runs);
+    if !runs.is_some_and(|runs| runs.is_attached()) {
+        return Err(ApiFailure::conflict(
+            "nothing_to_attach_to",
+            format!("instance {instance} was not made for a command whose user is at its streams"),
+        )
+        .hint("`platform exec` runs a command beside the app of an instance"));
+    }
+    let wanted = ExecWanted {
+        instance,
+        terminal: query.rows.zip(query.columns),
+        terminal_type: query.terminal_type,
+        command: Vec::new(),
+    };
+    begin_exec(app, node, wanted, upgrade).await
+}
+
+async fn begin_exec(
+    app: App,
+    node: NodeId,
+    wanted: ExecWanted,
+    upgrade: Upgrade,
+) -> Result<Response, ApiFailure> {
+    let connection = upgrade.to(EXEC_PROTOCOL)?;
     let slot = Arc::clone(&app.execs).try_acquire_owned().map_err(|_| {
         let text = format!("{MAX_EXECS} commands run beside apps already");
         ApiFailure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_commands", text)
     })?;
-    let node = node_of(&app, instance)?;
-    tracing::info!(user = %user.name, %instance, program = wanted.command[0], "a command is run");
     let ask = StreamWanted::Exec(wanted);
     let opened = open(&app, node, ask, STREAM_OPEN_TIMEOUT, Waiting::Exec).await?;
-    tokio::spawn(join(app, node, upgrade.0, opened, slot));
-    Ok(switching())
+    tokio::spawn(join(app, node, connection, opened, slot));
+    Ok(switching(EXEC_PROTOCOL))
 }
 
-fn checked(command: Vec<String>) -> Result<Vec<String>, ApiFailure> {
+/// Opens one TCP connection to a port of an instance, whose node dials it.
+pub(crate) async fn forward(
+    State(app): State<App>,
+    Anyone(user): Anyone,
+    Path((instance, port)): Path<(InstanceId, u16)>,
+    upgrade: Upgrade,
+) -> Result<Response, ApiFailure> {
+    if port == 0 {
+        return Err(ApiFailure::bad_request("ports are from 1 to 65535"));
+    }
+    let connection = upgrade.to(FORWARD_PROTOCOL)?;
+    let slot = Arc::clone(&app.forwards).try_acquire_owned().map_err(|_| {
+        let text = format!("{MAX_FORWARDS} connections are forwarded already");
+        ApiFailure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_connections", text)
+            .hint("end some, or try again later: they are counted in the whole cluster")
+    })?;
+    let node = node_of(&app, &user, instance)?;
+    tracing::info!(user = %user.name, %instance, port, "a connection is forwarded");
+    let ask = StreamWanted::Forward { instance, port };
+    let opened = open(&app, node, ask, STREAM_OPEN_TIMEOUT, Waiting::Exec).await?;
+    tokio::spawn(join(app, node, connection, opened, slot));
+    Ok(switching(FORWARD_PROTOCOL))
+}
+
+pub(crate) fn checked(command: Vec<String>) -> Result<Vec<String>, ApiFailure> {
     let bytes: usize = command.iter().map(|word| word.len() + 1).sum();
     if command.first().is_none_or(String::is_empty) {
         return Err(ApiFailure::bad_request("there is no command to run"));
@@ -155,7 +253,7 @@ async fn went_offline(app: &App, node: NodeId) {
 /// Sends a signal to the app of an instance.
 pub(crate) async fn signal(
     State(app): State<App>,
-    user: User,
+    Anyone(user): Anyone,
     Path(instance): Path<InstanceId>,
     Body(SignalRequest { signal }): Body<SignalRequest>,
 ) -> Result<StatusCode, ApiFailure> {
@@ -163,7 +261,7 @@ pub(crate) async fn signal(
         ApiFailure::refused("not_a_signal", format!("`{signal}` is not a signal"))
             .hint("name one as in SIGHUP, HUP, 1 or SIGRTMIN+3")
     })?;
-    let node = node_of(&app, instance)?;
+    let node = node_of(&app, &user, instance)?;
     tracing::info!(user = %user.name, %instance, signal, "a signal is sent");
     let wanted = StreamWanted::Signal { instance, signal };
     let answer: SignalAnswer = call(&app, node, wanted).await?;
@@ -176,11 +274,11 @@ pub(crate) async fn signal(
 /// The stats of every instance, or of those of an app or an env.
 pub(crate) async fn stats(
     State(app): State<App>,
-    _user: User,
+    Anyone(user): Anyone,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<StatsRow>>, ApiFailure> {
     let cluster = app.cluster();
-    let instances = filter.instances(&cluster).into_iter();
+    let instances = filter.instances(&cluster, &user).into_iter();
     let mut rows: BTreeMap<InstanceId, StatsRow> = instances
         .map(|(_, instance)| {
             let row = StatsRow {
@@ -235,16 +333,19 @@ pub(crate) async fn stats(
     Ok(Json(rows.into_values().collect()))
 }
 
-fn node_of(app: &App, instance: InstanceId) -> Result<NodeId, ApiFailure> {
-    let cluster = app.cluster();
-    match cluster.instances.get(&instance) {
-        Some(found) => Ok(found.node),
-        None => Err(ApiFailure::not_found(
+/// The node of an instance in which the user may run things.
+pub(crate) fn node_of(app: &App, user: &User, instance: InstanceId) -> Result<NodeId, ApiFailure> {
+    let absent = || {
+        ApiFailure::not_found(
             "instance_not_found",
             format!("there is no instance {instance}"),
         )
-        .hint("`platform ps --all` lists those there are")),
-    }
+        .hint("`platform ps --all` lists those there are")
+    };
+    let cluster = app.cluster();
+    let found = cluster.instances.get(&instance).ok_or_else(absent)?;
+    user.check_app(&cluster.access, &found.spec.app, Role::Deployer, absent)?;
+    Ok(found.node)
 }
 
 /// Asks a node something that has one answer.

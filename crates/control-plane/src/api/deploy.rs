@@ -9,7 +9,7 @@ use axum::extract::State;
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
 use model::image::ImageConfig;
-use model::{EnvKey, ProcessName, ReleaseNumber};
+use model::{EnvKey, OrgName, ProcessName, ReleaseNumber};
 use oci::{ImageError, Platform, Reference, Resolved};
 use overlay::address_plan::next_network;
 use registry::{Problem, RegistryError};
@@ -19,9 +19,12 @@ use scheduler::release::{ReleaseError, keep_others, secret_versions};
 use scheduler::rollout::begin;
 use scheduler::routes::taken_hosts;
 use scheduler::table::Table;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use super::extract::{Body, InEnv, is_destroyed, no_such_env, readable};
-use crate::callers::User;
+use super::extract::{Body, Params, is_destroyed, no_such_env, readable};
+use super::repeated::Conditions;
+use crate::access::{Deploying, Making, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::RESOLVE_TIMEOUT;
@@ -36,47 +39,70 @@ const MAX_PATH_BYTES: usize = 200;
 /// The architecture an image is resolved for while no node has joined.
 const ARCH_WITHOUT_NODES: &str = "amd64";
 
+/// The query of a deploy.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeployParams {
+    /// As [`super::extract::InOrg`] has it.
+    #[serde(default)]
+    org: Option<OrgName>,
+    /// [`Conditions`] has it.
+    #[serde(default, rename = "newest_release")]
+    _newest_release: Option<IgnoredAny>,
+}
+
 /// Records a release and begins its rollout.
 pub(crate) async fn deploy(
     State(app): State<App>,
-    user: User,
-    InEnv(key): InEnv,
+    Making { user, key }: Making,
+    Params(DeployParams { org, .. }): Params<DeployParams>,
+    conditions: Conditions,
     Body(request): Body<DeployRequest>,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let manifest = parse_manifest(&key, &request.manifest)?;
-    let only = request.only;
     readable(&app.cluster(), &key)?;
-    check_only(&app.cluster(), &key, &manifest, &only)?;
+    let (asked, text) = (manifest.clone(), request.image.parse::<Reference>());
+    let text = text.map(|reference| reference.to_string()).ok();
+    let is_same = move |made: &Release| {
+        made.rollback_to.is_none()
+            && made.image == text
+            // Of a release of some process types, the others' parts are those of before.
+            && (made.manifest == asked || !made.kept.is_empty())
+    };
+    if let Some((number, release)) =
+        conditions.made_before(&app.cluster(), &key, &user.name, &is_same)?
+    {
+        return Ok((StatusCode::CREATED, Json(recorded(number, release))));
+    }
+    conditions.check_newest(&app.cluster(), &key)?;
     // A release that would be refused anyway is refused before the registry is asked.
+    check_only(&app.cluster(), &key, &manifest, &request.only)?;
     check_against(&app.cluster(), &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
-    let (reference, resolved) = resolve(&app, &request.image).await?;
-    check_runnable(&reference, &resolved, &manifest, &only)?;
-    let images = resolved.images.values().map(|image| &image.config);
-    let warnings = unkept_volumes(&manifest, images);
-
+    let Prepared {
+        release,
+        warnings,
+        reference,
+        resolved,
+    } = prepare(&app, &key, &user, &request).await?;
     let release = Release {
-        manifest,
-        image_ref_digest: resolved.ref_digest.clone(),
-        resolved: resolved
-            .by_arch
-            .iter()
-            .map(|(arch, digest)| (arch.clone(), reference.pinned_image(digest)))
-            .collect(),
-        secrets: BTreeMap::new(),
-        kept: BTreeMap::new(),
-        created_at: now(),
+        idempotency_key: conditions.key.clone(),
+        ..release
     };
-    let of = key.clone();
+    let only = request.only;
+    let (of, by) = (key.clone(), user.clone());
     let number = app
-        .change(move |cluster| {
-            let release = if only.is_empty() {
-                release
-            } else {
-                keep_others(release, &wanted(cluster, &of)?, &only)
-            };
+        .change_by(&user, move |cluster| {
+            if let Some((number, _)) = conditions.made_before(cluster, &of, &by.name, &is_same)? {
+                return Ok((Vec::new(), number));
+            }
+            conditions.check_newest(cluster, &of)?;
+            let claim = by.claim(cluster, &of.app, org.as_ref())?;
+            let release = with_others(cluster, &of, release, &only)?;
             let secrets = check_against(cluster, &of, &release.manifest)?;
-            add_release(cluster, &of, Release { secrets, ..release })
+            let release = Release { secrets, ..release };
+            let (commands, number) = add_release(cluster, &of, release)?;
+            Ok::<_, ApiFailure>((claim.into_iter().chain(commands).collect(), number))
         })
         .await?;
     tracing::info!(
@@ -98,39 +124,110 @@ pub(crate) async fn deploy(
     Ok((StatusCode::CREATED, Json(response)))
 }
 
+/// A release that is not recorded yet, without its secrets and what it leaves as it is.
+pub(crate) struct Prepared {
+    pub(crate) release: Release,
+    pub(crate) warnings: Vec<String>,
+    reference: Reference,
+    resolved: Resolved,
+}
+
+/// Makes a release of a manifest and an image, which it resolves.
+pub(crate) async fn prepare(
+    app: &App,
+    key: &EnvKey,
+    user: &User,
+    request: &DeployRequest,
+) -> Result<Prepared, ApiFailure> {
+    let only = &request.only;
+    let manifest = parse_manifest(key, &request.manifest)?;
+    readable(&app.cluster(), key)?;
+    check_only(&app.cluster(), key, &manifest, only)?;
+    let (reference, resolved) = resolve(app, &request.image).await?;
+    check_runnable(&reference, &resolved, &manifest, only)?;
+    let images = resolved.images.values().map(|image| &image.config);
+    let warnings = unkept_volumes(&manifest, images);
+    let pinned = resolved.by_arch.iter();
+    let release = Release {
+        manifest,
+        image_ref_digest: resolved.ref_digest.clone(),
+        resolved: pinned
+            .map(|(arch, digest)| (arch.clone(), reference.pinned_image(digest)))
+            .collect(),
+        secrets: BTreeMap::new(),
+        kept: BTreeMap::new(),
+        created_at: now(),
+        by: Some(user.name.clone()),
+        image: Some(reference.to_string()),
+        rollback_to: None,
+        idempotency_key: None,
+    };
+    Ok(Prepared {
+        release,
+        warnings,
+        reference,
+        resolved,
+    })
+}
+
+/// The release with the process types that it leaves as they are.
+pub(crate) fn with_others(
+    cluster: &ClusterState,
+    key: &EnvKey,
+    release: Release,
+    only: &BTreeSet<ProcessName>,
+) -> Result<Release, ApiFailure> {
+    if only.is_empty() {
+        return Ok(release);
+    }
+    Ok(keep_others(release, &wanted(cluster, key)?, only))
+}
+
 /// Records a release as the wanted one, with the newest versions of its secret bundles, and begins
 /// its rollout.
 pub(crate) async fn redeploy(
     State(app): State<App>,
-    user: User,
-    InEnv(key): InEnv,
+    Deploying { user, key }: Deploying,
+    conditions: Conditions,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
+    let is_same = |made: &Release| made.rollback_to.is_none();
     let release = wanted(&app.cluster(), &key)?;
     app.secrets.check_fit(&key, &release.manifest).await?;
-    let of = key.clone();
+    let (of, by) = (key.clone(), user.name.clone());
     let (number, release) = app
-        .change(move |cluster| {
+        .change_by(&user, move |cluster| {
+            if let Some(made) = conditions.made_before(cluster, &of, &by, is_same)? {
+                return Ok((Vec::new(), made));
+            }
+            conditions.check_newest(cluster, &of)?;
             let mut release = wanted(cluster, &of)?;
             release.secrets = check_against(cluster, &of, &release.manifest)?;
             for kept in release.kept.values_mut() {
                 kept.secrets.clone_from(&release.secrets);
             }
             release.created_at = now();
+            release.by = Some(by);
+            release.rollback_to = None;
+            release.idempotency_key = conditions.key;
             let (commands, number) = add_release(cluster, &of, release.clone())?;
             Ok::<_, ApiFailure>((commands, (number, release)))
         })
         .await?;
     tracing::info!(user = %user.name, env = %key, release = %number, "deployed again");
     app.wake.notify_one();
+    Ok((StatusCode::CREATED, Json(recorded(number, release))))
+}
+
+/// The answer about a release that was made of one that was there.
+pub(crate) fn recorded(number: ReleaseNumber, release: Release) -> DeployResponse {
     let by_arch = release.resolved.into_iter();
-    let response = DeployResponse {
+    DeployResponse {
         release: number,
         image_ref_digest: release.image_ref_digest,
         resolved_image_digest: by_arch.map(|(arch, image)| (arch, image.digest)).collect(),
         pinned_tag: None,
         warnings: Vec::new(),
-    };
-    Ok((StatusCode::CREATED, Json(response)))
+    }
 }
 
 /// Whether a release can be of these process types only.
@@ -198,7 +295,7 @@ fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {
 
 /// Whether the env, its secret bundles, the volumes and the hosts are fit for this release; the
 /// versions of the bundles that it gets.
-fn check_against(
+pub(crate) fn check_against(
     cluster: &ClusterState,
     key: &EnvKey,
     manifest: &Manifest,
@@ -244,7 +341,7 @@ fn check_against(
     ))
 }
 
-fn add_release(
+pub(crate) fn add_release(
     cluster: &ClusterState,
     key: &EnvKey,
     release: Release,
@@ -271,6 +368,7 @@ fn add_release(
             rollout: begin(None, number, now),
             scale: BTreeMap::new(),
             destroying: false,
+            outcomes: BTreeMap::new(),
         };
         let command = Command::CreateEnv {
             key: key.clone(),

@@ -18,7 +18,8 @@ use scheduler::peers::number_of;
 
 use super::extract::Body;
 use super::members::certificate_expired;
-use crate::callers::{KnownCaller, User};
+use crate::access::ClusterAdmin;
+use crate::callers::KnownCaller;
 use crate::clock::now;
 use crate::doctor::{Answer, Busy};
 use crate::failure::ApiFailure;
@@ -64,7 +65,7 @@ pub(crate) async fn answer(
 /// A user has the members measure. Who may change the network may: it sends packets between all of them.
 pub(crate) async fn run(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Body(request): Body<DoctorRequest>,
 ) -> Result<Json<NetworkDiagnosis>, ApiFailure> {
     let began = Instant::now();
@@ -80,10 +81,15 @@ pub(crate) async fn run(
     let only = named(&published, &request.members)?;
     let wanted = wanted(&published, only.as_ref())?;
     // Those that call just now. The others are named.
+    let is_late = |seen_at| now().millis_since(seen_at) >= MEASURING_MEMBER_SILENCE_MS;
     let is_there = |member: &Member| {
         let seen_at = app.members.measuring_since(*member);
-        seen_at.is_some_and(|seen_at| now().millis_since(seen_at) < MEASURING_MEMBER_SILENCE_MS)
+        seen_at.is_some_and(|seen_at| !is_late(seen_at))
     };
+    let too_old: BTreeSet<Member> = (wanted.keys().copied())
+        .filter(|member| !app.members.does_measure(*member))
+        .filter(|member| (app.members.seen_at(*member)).is_some_and(|seen_at| !is_late(seen_at)))
+        .collect();
     let asked: BTreeMap<_, _> = (wanted.iter())
         .filter(|(member, _)| is_there(member))
         .map(|(member, request)| (*member, request.clone()))
@@ -99,7 +105,13 @@ pub(crate) async fn run(
     }
     let answers = running.answers();
     drop(running);
-    Ok(Json(diagnosis(&published, wanted.keys(), answers, began)))
+    Ok(Json(diagnosis(
+        &published,
+        wanted.keys(),
+        &too_old,
+        answers,
+        began,
+    )))
 }
 
 /// 409: another user measures.
@@ -207,6 +219,7 @@ fn overview(published: &Published) -> Overview {
 fn diagnosis<'m>(
     published: &Published,
     wanted: impl Iterator<Item = &'m Member>,
+    too_old: &BTreeSet<Member>,
     mut answers: BTreeMap<Member, Option<Answer>>,
     began: Instant,
 ) -> NetworkDiagnosis {
@@ -216,7 +229,11 @@ fn diagnosis<'m>(
             member: *member,
             name: cluster.member_name(*member),
             number: number_of(cluster, *member),
-            state: MeasurementState::NotAsked,
+            state: if too_old.contains(member) {
+                MeasurementState::TooOld
+            } else {
+                MeasurementState::NotAsked
+            },
             failure: None,
             clock_ahead_ms: None,
             kernel: String::new(),

@@ -25,7 +25,8 @@ use scheduler::underlay::record;
 use super::extract::Body;
 use super::members::{csr_refused, wireguard_key_invalid};
 use super::network::underlay_refused;
-use crate::callers::{Protocol, SeenFrom, User};
+use crate::access::{ClusterAdmin, ClusterViewer, no_such_org};
+use crate::callers::{Protocol, SeenFrom};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::{MAX_LOGGED_NAME, MAX_REGION_BYTES, MAX_TOKEN_URL_BYTES};
@@ -34,8 +35,8 @@ use crate::state::App;
 /// Digits of a token's hash by which it is listed and revoked.
 const TOKEN_ID_DIGITS: usize = 12;
 
-/// By what a token is listed. It says nothing of its secret.
-fn token_id(hash: &TokenHash) -> String {
+/// By what a token is listed, a machine's as a user's. It says nothing of its secret.
+pub(crate) fn token_id(hash: &TokenHash) -> String {
     let digits = hash.iter().map(|byte| format!("{byte:02x}"));
     let mut id: String = digits.collect();
     id.truncate(TOKEN_ID_DIGITS);
@@ -45,7 +46,7 @@ fn token_id(hash: &TokenHash) -> String {
 /// Makes a one-time token.
 pub(crate) async fn create_token(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Body(request): Body<CreateTokenRequest>,
 ) -> Result<(StatusCode, Json<CreateTokenResponse>), ApiFailure> {
     let now = now();
@@ -54,6 +55,17 @@ pub(crate) async fn create_token(
         check_region(region)?;
     }
     let role = request.role;
+    if let Some(org) = &request.org {
+        if role == api::enrollment::EnrollRole::Edge {
+            return Err(ApiFailure::refused(
+                "edge_of_an_org",
+                format!("a token for an edge cannot be of org {org}: an edge serves every org"),
+            ));
+        }
+        if !app.cluster().access.orgs().contains_key(org) {
+            return Err(no_such_org(org));
+        }
+    }
     let is_role = |member| {
         matches!(
             (member, role),
@@ -81,10 +93,11 @@ pub(crate) async fn create_token(
         region: request.region,
         approve: request.approve,
         replaces: request.replaces,
-        by: Some(user.name.clone()),
+        by: Some(user.name.to_string()),
+        org: request.org,
         ..TokenRecord::new(role, expires_at)
     };
-    app.change(move |cluster| {
+    app.change_by(&user, move |cluster| {
         if let Some(replaced) = record.replaces {
             check_replaced(cluster, replaced).map_err(|refusal| refused(&refusal))?;
         }
@@ -110,7 +123,7 @@ pub(crate) async fn create_token(
 /// Every token whose record is kept, those that were used too.
 pub(crate) async fn tokens(
     State(app): State<App>,
-    _user: User,
+    _: ClusterViewer,
 ) -> Result<Json<Vec<TokenRow>>, ApiFailure> {
     let cluster = app.cluster();
     let mut rows: Vec<_> = (cluster.tokens.iter())
@@ -121,6 +134,7 @@ pub(crate) async fn tokens(
             approve: token.approve,
             replaces: token.replaces,
             by: token.by.clone(),
+            org: token.org.clone(),
             expires_at: token.expires_at,
             used_at: token.used.map(|(at, _)| at),
             used_by: token.used.map(|(_, by)| by),
@@ -133,11 +147,11 @@ pub(crate) async fn tokens(
 /// A user revokes a token: it lets nobody in any more.
 pub(crate) async fn revoke_token(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiFailure> {
     let wanted = id.clone();
-    app.change(move |cluster| {
+    app.change_by(&user, move |cluster| {
         let mut hashes = cluster
             .tokens
             .keys()
@@ -317,6 +331,7 @@ fn refused(refusal: &EnrollmentRefused) -> ApiFailure {
         }
         EnrollmentRefused::OtherRole { .. } => (StatusCode::FORBIDDEN, "token_other_role"),
         EnrollmentRefused::KeyTaken => (StatusCode::FORBIDDEN, error_code::KEY_TAKEN),
+        EnrollmentRefused::WireguardKeyTaken => (StatusCode::CONFLICT, "wireguard_key_taken"),
         EnrollmentRefused::NoneToReplace(_) => (StatusCode::CONFLICT, "none_to_replace"),
         EnrollmentRefused::ReplacedHasVolumes { .. } => (StatusCode::CONFLICT, "node_has_volumes"),
         EnrollmentRefused::NoWireguardKey => {

@@ -8,7 +8,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use http::StatusCode;
 use http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use model::{EnvKey, Generation, Incarnation, LeaderSession};
+use model::{EnvKey, Generation, Incarnation, LeaderSession, OrgName};
 use scheduler::apply::not_frozen;
 use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
@@ -80,6 +80,14 @@ impl FromRequestParts<App> for InEnv {
             .map(|Path(key)| Self(key))
             .map_err(|rejection: PathRejection| ApiFailure::bad_request(rejection.body_text()))
     }
+}
+
+/// The org of an app that is made by the call; of one that is there it has to be the owner.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct InOrg {
+    #[serde(default)]
+    pub(crate) org: Option<OrgName>,
 }
 
 /// The query of a member's long poll; fields of a newer member are ignored.

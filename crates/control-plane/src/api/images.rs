@@ -6,7 +6,7 @@ use axum::extract::State;
 use model::NodeId;
 use scheduler::cluster_state::Node;
 
-use crate::callers::User;
+use crate::access::ClusterViewer;
 use crate::failure::ApiFailure;
 use crate::state::App;
 
@@ -14,7 +14,7 @@ use crate::state::App;
 /// own affair: it is in no store, and is known as far as nodes reported it to this server.
 pub(crate) async fn images(
     State(app): State<App>,
-    _user: User,
+    _: ClusterViewer,
 ) -> Result<Json<Vec<ImageRow>>, ApiFailure> {
     let cluster = app.cluster();
     let caches = app.reporting.images();

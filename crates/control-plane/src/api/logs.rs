@@ -23,8 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::extract::{InEnv, Params, no_such_env};
-use crate::callers::User;
+use super::extract::{Params, no_such_env};
+use crate::access::Viewing;
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::{
@@ -38,8 +38,7 @@ use crate::streams::{AskError, Ended, Lines, Open};
 /// The env's log lines, as they come from its nodes.
 pub(crate) async fn to_user(
     State(app): State<App>,
-    _user: User,
-    InEnv(key): InEnv,
+    Viewing { key }: Viewing,
     Params(query): Params<LogsQuery>,
 ) -> Result<Response, ApiFailure> {
     let slot = Arc::clone(&app.log_readers)

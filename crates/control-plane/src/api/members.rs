@@ -19,7 +19,8 @@ use scheduler::membership::node_keys;
 use serde::Deserialize;
 
 use super::extract::{Body, Params, granted};
-use crate::callers::{KnownCaller, Peer, User};
+use crate::access::{ClusterAdmin, ClusterViewer};
+use crate::callers::{KnownCaller, Peer};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::members::until_cut;
@@ -173,7 +174,7 @@ pub(crate) async fn certificate(
         {
             return Err(wireguard_key_invalid());
         }
-        app.change(move |cluster| {
+        app.change_by(member, move |cluster| {
             let identity = cluster.identity(member);
             let is_next = identity.is_some_and(|known| known.next_key.as_ref() == Some(&key));
             let change = KeyChange::Next { key, wireguard_key };
@@ -243,11 +244,11 @@ fn not_revoked(cluster: &ClusterState, member: Member) -> Result<&MemberIdentity
 /// A user lets a member in that waits for approval, and approves what hardware it claims.
 pub(crate) async fn approve(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(member): Path<String>,
 ) -> Result<StatusCode, ApiFailure> {
     let member = parsed(&member)?;
-    app.change(move |cluster| {
+    app.change_by(&user, move |cluster| {
         not_revoked(cluster, member)?;
         Ok::<_, ApiFailure>((vec![Command::Approve { member }], ()))
     })
@@ -260,12 +261,12 @@ pub(crate) async fn approve(
 /// A user revokes a member. Its streams and connections are closed before this is answered.
 pub(crate) async fn revoke(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(member): Path<String>,
 ) -> Result<Json<RevokeResponse>, ApiFailure> {
     let member = parsed(&member)?;
     let (before, instances) = app
-        .change(move |cluster| {
+        .change_by(&user, move |cluster| {
             let approval = identity(cluster, member)?.approval;
             let instances = match member {
                 Member::Node(id) => cluster.instances.count_on_node(id),
@@ -295,11 +296,11 @@ pub(crate) async fn revoke(
 /// A user wants a member to have other keys.
 pub(crate) async fn rotate_keys(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(member): Path<String>,
 ) -> Result<StatusCode, ApiFailure> {
     let member = parsed(&member)?;
-    app.change(move |cluster| {
+    app.change_by(&user, move |cluster| {
         not_revoked(cluster, member)?;
         let now = now();
         Ok::<_, ApiFailure>((vec![Command::AskForKeys { member, now }], ()))
@@ -318,7 +319,7 @@ pub(crate) struct Since {
 /// Which members have applied a membership.
 pub(crate) async fn acknowledgements(
     State(app): State<App>,
-    _user: User,
+    _: ClusterViewer,
     Params(since): Params<Since>,
 ) -> Result<Json<Acknowledgements>, ApiFailure> {
     let cluster = app.cluster();
@@ -339,7 +340,7 @@ pub(crate) async fn acknowledgements(
 /// Every edge.
 pub(crate) async fn edges(
     State(app): State<App>,
-    _user: User,
+    _: ClusterViewer,
 ) -> Result<Json<Vec<EdgeRow>>, ApiFailure> {
     let cluster = app.cluster();
     let rows = cluster.edges.iter().map(|(id, edge)| EdgeRow {
@@ -357,11 +358,11 @@ pub(crate) async fn edges(
 /// A user removes an edge that was revoked.
 pub(crate) async fn remove_edge(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(edge): Path<EdgeId>,
 ) -> Result<StatusCode, ApiFailure> {
     let member = Member::Edge(edge);
-    app.change(move |cluster| {
+    app.change_by(&user, move |cluster| {
         if !matches!(
             identity(cluster, member)?.approval,
             Approval::Revoked { .. }

@@ -1,21 +1,30 @@
 //! The routes of the API.
 
+mod access;
 mod ca;
 mod calls;
+mod counted;
 mod deploy;
 mod doctor;
 mod edges;
 mod enrolling;
 mod envs;
-mod extract;
+mod events;
+pub(crate) mod extract;
 mod images;
+mod lists;
 mod logs;
 mod members;
 mod network;
 mod nodes;
+mod plan;
 mod registries;
+mod releases;
+mod repeated;
+mod runs;
 mod secrets;
 mod volumes;
+mod why;
 
 use api::paths;
 use axum::Router;
@@ -39,6 +48,18 @@ pub(crate) fn router(app: App) -> Router {
             get(enrolling::tokens).post(enrolling::create_token),
         )
         .route(paths::TOKEN, delete(enrolling::revoke_token))
+        .route(paths::WHOAMI, get(access::whoami))
+        .route(paths::ORGS, get(access::orgs).post(access::create_org))
+        .route(paths::ORG, delete(access::remove_org))
+        .route(paths::APPS, get(access::apps))
+        .route(paths::APP, put(access::move_app).delete(access::remove_app))
+        .route(paths::USERS, get(access::users))
+        .route(paths::USER, put(access::grant).delete(access::remove_user))
+        .route(
+            paths::USER_TOKENS,
+            get(access::tokens).post(access::create_token),
+        )
+        .route(paths::USER_TOKEN, delete(access::revoke_token))
         .route(paths::MEMBER, get(members::state))
         .route(paths::MEMBER_CERTIFICATE, post(members::certificate))
         .route(paths::MEMBER_OVERLAY, post(network::report))
@@ -67,18 +88,26 @@ pub(crate) fn router(app: App) -> Router {
                 .delete(registries::log_out),
         )
         .route(paths::IMAGES, get(images::images))
-        .route(paths::NODES, get(envs::nodes))
+        .route(paths::NODES, get(lists::nodes))
         .route(paths::NODE, delete(nodes::remove))
         .route(paths::NODE_SCHEDULING, put(nodes::set_scheduling))
         .route(paths::NODE_STOP_UNKNOWN, post(nodes::stop_unknown))
         .route(paths::NODE_LABELS, patch(nodes::set_labels))
-        .route(paths::INSTANCES, get(envs::instances))
-        .route(paths::ENDED_INSTANCES, get(envs::ended_instances))
-        .route(paths::VOLUMES, get(volumes::volumes))
+        .route(paths::NODE_ORG, put(nodes::set_org))
+        .route(paths::INSTANCES, get(lists::instances))
+        .route(paths::ENDED_INSTANCES, get(lists::ended_instances))
+        .route(paths::VOLUMES, get(lists::volumes))
         .route(paths::VOLUME, delete(volumes::delete))
-        .route(paths::ENVS, get(envs::envs))
+        .route(paths::ENVS, get(lists::envs))
         .route(paths::ENV, post(deploy::deploy).delete(envs::destroy))
         .route(paths::REDEPLOY, post(deploy::redeploy))
+        .route(paths::WHY, get(why::why))
+        .route(paths::EVENTS, get(events::events))
+        .route(paths::RELEASES, get(releases::list))
+        .route(paths::ROLLBACK, post(releases::rollback))
+        .route(paths::PLAN, post(plan::plan))
+        .route(paths::RUNS, post(runs::run))
+        .route(paths::RUN, delete(runs::end))
         .route(paths::SECRETS, get(secrets::list))
         .route(paths::SECRET, post(secrets::set).delete(secrets::delete))
         .route(paths::SCALE, post(envs::scale))
@@ -92,6 +121,8 @@ pub(crate) fn router(app: App) -> Router {
             post(nodes::stream).get(nodes::exec_stream),
         )
         .route(paths::EXEC, get(calls::exec))
+        .route(paths::ATTACH, get(calls::attach))
+        .route(paths::FORWARD, get(calls::forward))
         .route(paths::LOGS, get(logs::to_user));
     bounded
         .merge(streaming)
@@ -104,6 +135,7 @@ pub(crate) fn router(app: App) -> Router {
             )
         })
         .layer(from_fn_with_state(app.clone(), members::while_a_member))
+        .layer(from_fn_with_state(app.clone(), counted::count_request))
         .with_state(app)
 }
 

@@ -26,7 +26,8 @@ use serde::Deserialize;
 
 use super::extract::{Body, Params, granted};
 use super::members::wireguard_key_invalid;
-use crate::callers::{KnownCaller, NodeCaller, SeenFrom, User};
+use crate::access::{ClusterAdmin, ClusterViewer};
+use crate::callers::{KnownCaller, NodeCaller, SeenFrom};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::state::{App, Published, Topic};
@@ -80,7 +81,7 @@ pub(crate) async fn report(
             return Err(failure.retry_after(wait));
         }
         let wireguard_key = report.wireguard_public_key.clone();
-        app.change(move |cluster| {
+        app.change_by(member, move |cluster| {
             let number =
                 match member {
                     Member::Edge(_)
@@ -178,7 +179,7 @@ pub(crate) async fn directory(
 /// The overlay, for people.
 pub(crate) async fn show(
     State(app): State<App>,
-    _user: User,
+    _: ClusterViewer,
 ) -> Result<Json<NetworkStatus>, ApiFailure> {
     Ok(Json(status(&app)))
 }
@@ -186,7 +187,7 @@ pub(crate) async fn show(
 /// A user changes settings of the overlay. Members follow live.
 pub(crate) async fn set(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Body(request): Body<NetworkSettingsRequest>,
 ) -> Result<Json<NetworkStatus>, ApiFailure> {
     let NetworkSettingsRequest {
@@ -214,7 +215,7 @@ pub(crate) async fn set(
         mtu,
         private_networks,
     };
-    app.change(move |_| Ok::<_, ApiFailure>((vec![command], ())))
+    app.change_by(&user, move |_| Ok::<_, ApiFailure>((vec![command], ())))
         .await?;
     tracing::warn!(user = %user.name, ?mode, ?mtu, private_networks = private, "the overlay's settings were changed");
     Ok(Json(status(&app)))
@@ -261,7 +262,9 @@ fn network_member(app: &App, published: &Published, member: Member) -> Option<Ne
         number,
         role: hub_role(cluster, member),
         is_hub: number.is_some_and(|number| topology.is_hub(number)),
-        is_dead: number.is_some_and(|number| published.peers.dead().contains(&number)),
+        // In a mesh there are no hubs, dead or not.
+        is_dead: matches!(cluster.settings.mode, Mode::Hubs { .. })
+            && number.is_some_and(|number| published.peers.dead().contains(&number)),
         home: number.and_then(|number| topology.home(number)),
         endpoint: underlay.and_then(|underlay| underlay.endpoint),
         is_behind_nat: underlay.is_some_and(|underlay| underlay.is_behind_nat),
@@ -360,7 +363,9 @@ fn warnings(members: &[NetworkMember], mode: Mode, mtu: u32) -> Vec<NetworkWarni
     }
     if matches!(mode, Mode::Hubs { .. }) {
         let mut hubs: BTreeMap<&str, usize> = BTreeMap::new();
-        for member in placed() {
+        // Edges need none.
+        let is_node = |member: &&NetworkMember| matches!(member.member, Member::Node(_));
+        for member in placed().filter(is_node) {
             *hubs.entry(&member.region).or_default() += usize::from(member.is_hub);
         }
         for (region, _) in hubs.into_iter().filter(|(_, hubs)| *hubs < HUBS) {

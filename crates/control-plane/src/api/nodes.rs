@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use api::enrollment::Member;
 use api::error_code;
 use api::member::Approval;
-use api::node::{InstanceReport, ReportMessage, StreamRefused, StreamRequest};
+use api::node::{InstanceReport, ReportAnswer, ReportDelta, StreamRefused, StreamRequest};
 use api::user::{
-    LabelsRequest, RemoveNodeQuery, Scheduling, SchedulingRequest, StopUnknownRequest,
-    StopUnknownResponse,
+    LabelsRequest, NodeOrgRequest, RemoveNodeQuery, Scheduling, SchedulingRequest,
+    StopUnknownRequest, StopUnknownResponse,
 };
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
@@ -20,7 +20,7 @@ use http::StatusCode;
 use model::instance::InstanceState;
 use model::{InstanceId, NodeId};
 use scheduler::apply::{Command, MAX_NODE_LABELS};
-use scheduler::cluster_state::{ClusterState, Node};
+use scheduler::cluster_state::{ClusterState, Instance, Node};
 use scheduler::desired::newer_state;
 use scheduler::heartbeats::heartbeat_interval;
 use scheduler::peers::{HUB_LABEL, HUB_LABEL_VALUES};
@@ -28,7 +28,8 @@ use scheduler::peers::{HUB_LABEL, HUB_LABEL_VALUES};
 use super::calls::{Upgrade, switching};
 use super::extract::{Body, Params, Poll, granted};
 use super::logs;
-use crate::callers::{NodeCaller, SeenFrom, User};
+use crate::access::{ClusterAdmin, no_such_org};
+use crate::callers::{NodeCaller, SeenFrom};
 use crate::clock::now;
 use crate::failure::{ApiFailure, UNREADABLE_HINT};
 use crate::limits::MAX_CALL_ANSWER_BYTES;
@@ -39,12 +40,12 @@ use crate::streams::Waiting;
 /// A user says whether a node takes instances.
 pub(crate) async fn set_scheduling(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(node): Path<NodeId>,
     Body(request): Body<SchedulingRequest>,
 ) -> Result<StatusCode, ApiFailure> {
     let SchedulingRequest { scheduling } = request;
-    app.change(move |cluster| {
+    app.change_by(&user, move |cluster| {
         not_revoked(cluster, node)?;
         if scheduling
             == (Scheduling::Draining {
@@ -64,7 +65,7 @@ pub(crate) async fn set_scheduling(
 /// A user labels a node.
 pub(crate) async fn set_labels(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(node): Path<NodeId>,
     Body(request): Body<LabelsRequest>,
 ) -> Result<StatusCode, ApiFailure> {
@@ -94,7 +95,7 @@ pub(crate) async fn set_labels(
             None => format!("{key}-"),
         })
         .collect();
-    app.change(move |cluster| {
+    app.change_by(&user, move |cluster| {
         not_revoked(cluster, node)?;
         Ok::<_, ApiFailure>((vec![Command::SetLabels { node, labels }], ()))
     })
@@ -104,10 +105,60 @@ pub(crate) async fn set_labels(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// An admin gives a node to an org, or to all. Instances of other orgs leave it; those with volumes cannot, and are named first.
+pub(crate) async fn set_org(
+    State(app): State<App>,
+    ClusterAdmin(user): ClusterAdmin,
+    Path(node): Path<NodeId>,
+    Body(request): Body<NodeOrgRequest>,
+) -> Result<StatusCode, ApiFailure> {
+    let NodeOrgRequest { org } = request;
+    let whose = org
+        .as_ref()
+        .map_or("every org", |org| org.as_str())
+        .to_owned();
+    app.change_by(&user, move |cluster| {
+        let known = not_revoked(cluster, node)?;
+        if let Some(org) = &org {
+            if !cluster.access.orgs().contains_key(org) {
+                return Err(no_such_org(org));
+            }
+            let is_anothers = |i: &Instance| cluster.access.owner(&i.spec.app) != Some(org);
+            check_bound(cluster, node, is_anothers).map_err(|bound| {
+                bound.hint(
+                    "`platform apps move` gives their apps to the org; `platform destroy` and `platform volumes delete` end them",
+                )
+            })?;
+        }
+        let is_new = known.org != org;
+        let command = is_new.then_some(Command::SetNodeOrg { node, org });
+        Ok::<_, ApiFailure>((command.into_iter().collect(), ()))
+    })
+    .await?;
+    tracing::info!(user = %user.name, %node, org = whose, "a node was given to an org");
+    app.wake.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// A drain moves nothing that has volumes: the user is to know that first.
 fn check_volumes(cluster: &ClusterState, node: NodeId) -> Result<(), ApiFailure> {
+    check_bound(cluster, node, |_| true).map_err(|bound| {
+        bound.hint(
+            "`--with-volumes` stops them too: they start again with `platform nodes uncordon`. `platform nodes cordon` only keeps \
+             new ones away",
+        )
+    })
+}
+
+/// None of the instances that are to leave a node has volumes.
+fn check_bound(
+    cluster: &ClusterState,
+    node: NodeId,
+    leaves: impl Fn(&Instance) -> bool,
+) -> Result<(), ApiFailure> {
     let here = cluster.instances.on_node(node);
-    let bound = here.filter(|(_, i)| !i.is_terminating() && !i.spec.volumes.is_empty());
+    let bound =
+        here.filter(|(_, i)| !i.is_terminating() && !i.spec.volumes.is_empty() && leaves(i));
     let bound: Vec<_> = bound
         .map(|(id, i)| format!("{id} of {} {}", i.spec.env_key(), i.spec.process))
         .collect();
@@ -120,10 +171,6 @@ fn check_volumes(cluster: &ClusterState, node: NodeId) -> Result<(), ApiFailure>
             "{node} has instances with volumes, which cannot move: {}",
             some_of(&bound)
         ),
-    )
-    .hint(
-        "`--with-volumes` stops them too: they start again with `platform nodes uncordon`. `platform nodes cordon` only keeps \
-         new ones away",
     ))
 }
 
@@ -163,12 +210,12 @@ fn not_revoked(cluster: &ClusterState, node: NodeId) -> Result<&Node, ApiFailure
 /// A node is told to stop what it runs and the store does not know. Nothing else ends such an instance: a restored store is no reason to stop a VM.
 pub(crate) async fn stop_unknown(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(node): Path<NodeId>,
     Body(request): Body<StopUnknownRequest>,
 ) -> Result<Json<StopUnknownResponse>, ApiFailure> {
     let instances = app
-        .change(move |cluster| {
+        .change_by(&user, move |cluster| {
             let unknown = &no_such_node(cluster, node)?.unknown;
             let named: BTreeSet<InstanceId> = request.instances.into_iter().collect();
             if let Some(other) = named.iter().find(|id| !unknown.contains_key(id)) {
@@ -201,12 +248,12 @@ pub(crate) async fn stop_unknown(
 /// A user removes a node. Its certificate opens nothing from then on.
 pub(crate) async fn remove(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Path(id): Path<NodeId>,
     Params(query): Params<RemoveNodeQuery>,
 ) -> Result<StatusCode, ApiFailure> {
     let lost = query.lost;
-    let before = app.change(move |cluster| {
+    let before = app.change_by(&user, move |cluster| {
         let node = no_such_node(cluster, id)?;
         if lost && !node.may_be_given_up() {
             return Err(ApiFailure::conflict(
@@ -267,28 +314,14 @@ pub(crate) async fn report(
     State(app): State<App>,
     NodeCaller { node, protocol }: NodeCaller,
     SeenFrom(from): SeenFrom,
-    Body(message): Body<ReportMessage>,
-) -> Result<Response, ApiFailure> {
+    Body(report): Body<ReportDelta>,
+) -> Result<Json<ReportAnswer>, ApiFailure> {
     // Before anything that the store may refuse: a full disk of the server's is no node that is offline.
     let heartbeat_interval = heartbeat_interval(app.cluster().nodes.len());
     app.presence.reported(node, heartbeat_interval);
-    match message {
-        ReportMessage::Delta(delta) => {
-            log_unknown_states(&app, node, protocol, &delta.instances);
-            let answer = app
-                .receive((node, protocol), from, heartbeat_interval, |_| *delta)
-                .await?;
-            Ok(Json(answer).into_response())
-        }
-        ReportMessage::Whole(report) => {
-            log_unknown_states(&app, node, protocol, &report.instances);
-            app.receive((node, protocol), from, heartbeat_interval, |receiver| {
-                receiver.uncounted(*report)
-            })
-            .await?;
-            Ok(StatusCode::NO_CONTENT.into_response())
-        }
-    }
+    log_unknown_states(&app, node, protocol, &report.instances);
+    let answer = app.receive((node, protocol), from, heartbeat_interval, report);
+    Ok(Json(answer.await?))
 }
 
 /// Logs once which instances a node reports in a state that this server does not know.
@@ -371,7 +404,7 @@ pub(crate) async fn refuse_stream(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A node opens the stream of a command that it was asked to run.
+/// A node opens the stream of a command or a connection that it was asked for.
 pub(crate) async fn exec_stream(
     State(app): State<App>,
     NodeCaller { node, .. }: NodeCaller,
@@ -381,14 +414,15 @@ pub(crate) async fn exec_stream(
     let Some(Waiting::Exec(sender)) = app.streams.claim(node, &stream) else {
         return Err(not_asked(node, &stream));
     };
+    let protocol = upgrade.protocol;
     tokio::spawn(async move {
-        match upgrade.0.await {
+        match upgrade.connection.await {
             // A user who left drops it, and the node ends the command.
             Ok(connection) => drop(sender.send(Ok(connection))),
             Err(error) => tracing::debug!(%node, %error, "a command's stream was not upgraded"),
         }
     });
-    Ok(switching())
+    Ok(switching(protocol))
 }
 
 fn not_asked(node: NodeId, stream: &str) -> ApiFailure {

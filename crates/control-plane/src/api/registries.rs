@@ -11,7 +11,8 @@ use serde::Deserialize;
 
 use super::deploy::registry_failed;
 use super::extract::{Body, Params};
-use crate::callers::{NodeCaller, User};
+use crate::access::{ClusterAdmin, ClusterViewer};
+use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::{MAX_LOGIN_BYTES, RESOLVE_TIMEOUT};
@@ -26,7 +27,7 @@ pub(crate) struct Which {
 /// Every registry that the cluster is logged in to.
 pub(crate) async fn list(
     State(app): State<App>,
-    _user: User,
+    _: ClusterViewer,
 ) -> Result<Json<Vec<RegistryRow>>, ApiFailure> {
     Ok(Json(app.store.registry_logins().await?))
 }
@@ -34,7 +35,7 @@ pub(crate) async fn list(
 /// Tries a login, and keeps it if the registry takes it.
 pub(crate) async fn log_in(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Body(request): Body<RegistryLoginRequest>,
 ) -> Result<Json<RegistryRow>, ApiFailure> {
     let registry = named(&request.registry)?;
@@ -52,7 +53,7 @@ pub(crate) async fn log_in(
         .map_err(|error| registry_failed(&error, "check the user name and the password"))?;
     let row = RegistryRow {
         user: request.secret.user().map(str::to_owned),
-        by: user.name,
+        by: user.name.to_string(),
         at: now(),
         registry,
     };
@@ -65,7 +66,7 @@ pub(crate) async fn log_in(
 /// Forgets a login.
 pub(crate) async fn log_out(
     State(app): State<App>,
-    user: User,
+    ClusterAdmin(user): ClusterAdmin,
     Params(which): Params<Which>,
 ) -> Result<StatusCode, ApiFailure> {
     let registry = named(&which.registry)?;

@@ -7,14 +7,15 @@ use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use model::instance::SecretBundle;
-use model::{AppName, BundleName, EnvKey, EnvName, InstanceId};
+use model::{BundleName, EnvKey, InstanceId};
 use scheduler::apply::Command;
 use scheduler::changes::SealedVersion;
 use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
 
-use super::extract::{Body, InEnv, Params, is_destroyed};
-use crate::callers::{NodeCaller, User};
+use super::extract::{Body, InOrg, Params, is_destroyed};
+use crate::access::{Deploying, Making, Viewing};
+use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::MAX_SECRET_ATTEMPTS;
@@ -23,23 +24,13 @@ use crate::state::App;
 /// A bundle of an env, as the path names it.
 #[derive(Debug, Deserialize)]
 pub(crate) struct InBundle {
-    app: AppName,
-    env: EnvName,
     bundle: BundleName,
-}
-
-impl InBundle {
-    fn parts(self) -> (EnvKey, String) {
-        let (app, env) = (self.app, self.env);
-        (EnvKey { app, env }, self.bundle.to_string())
-    }
 }
 
 /// The bundles of an env.
 pub(crate) async fn list(
     State(app): State<App>,
-    _user: User,
-    InEnv(key): InEnv,
+    Viewing { key }: Viewing,
 ) -> Result<Json<Vec<SecretRow>>, ApiFailure> {
     let live = live_versions(&app.cluster(), &key);
     let bundles = app.secrets.newest(&key, None).await?;
@@ -56,17 +47,20 @@ pub(crate) async fn list(
 /// Makes a new version of a bundle. What runs keeps the version of its release.
 pub(crate) async fn set(
     State(app): State<App>,
-    user: User,
-    Path(path): Path<InBundle>,
+    Making { user, key }: Making,
+    Path(InBundle { bundle }): Path<InBundle>,
+    Params(InOrg { org }): Params<InOrg>,
     Body(request): Body<SetSecretsRequest>,
 ) -> Result<Json<SecretRow>, ApiFailure> {
-    let (key, name) = path.parts();
+    let name = bundle.to_string();
     let mut version = None;
     // Whoever sets the same bundle at the same time comes before or after, and neither is lost.
     for _ in 0..MAX_SECRET_ATTEMPTS {
         let (next, sealed) = app.secrets.next(&key, &name, &request).await?;
         let (env, bundle) = (key.clone(), name.clone());
-        let setting = app.change(move |cluster| {
+        let (by, org) = (user.clone(), org.clone());
+        let setting = app.change_by(&user, move |cluster| {
+            let claim = by.claim(cluster, &env.app, org.as_ref())?;
             if cluster.envs.get(&env).is_some_and(|env| env.destroying) {
                 return Err(is_destroyed(&env));
             }
@@ -82,7 +76,7 @@ pub(crate) async fn set(
                     created_at: now(),
                 },
             };
-            Ok((vec![command], Some(next)))
+            Ok((claim.into_iter().chain([command]).collect(), Some(next)))
         });
         version = setting.await?;
         if version.is_some() {
@@ -114,12 +108,12 @@ pub(crate) async fn set(
 /// Deletes a bundle that no release needs which runs or may be gone back to.
 pub(crate) async fn delete(
     State(app): State<App>,
-    user: User,
-    Path(path): Path<InBundle>,
+    Deploying { user, key }: Deploying,
+    Path(InBundle { bundle }): Path<InBundle>,
 ) -> Result<StatusCode, ApiFailure> {
-    let (key, name) = path.parts();
+    let name = bundle.to_string();
     let (env, bundle) = (key.clone(), name.clone());
-    app.change(move |cluster| {
+    app.change_by(&user, move |cluster| {
         let versions = cluster.secrets.get(&env);
         if !versions.is_some_and(|versions| versions.contains_key(&bundle)) {
             return Err(no_such_bundle(&env, &bundle));

@@ -1,44 +1,30 @@
-//! Volumes, as users see and delete them.
+//! Volumes, as users delete them.
 
-use api::user::VolumeRow;
-use axum::Json;
+use api::user::Role;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use model::VolumeId;
 use scheduler::apply::Command;
 
-use super::envs::Filter;
-use super::extract::Params;
-use crate::callers::User;
+use crate::access::Anyone;
 use crate::failure::ApiFailure;
-use crate::rows;
 use crate::state::App;
-
-/// Every volume, or those of an app or an env.
-pub(crate) async fn volumes(
-    State(app): State<App>,
-    _user: User,
-    Params(filter): Params<Filter>,
-) -> Result<Json<Vec<VolumeRow>>, ApiFailure> {
-    let cluster = app.cluster();
-    Ok(Json(rows::volume_rows(&cluster, |env| filter.keeps(env))))
-}
 
 /// Begins to delete a volume that no instance has. Asked again meanwhile, it says the same.
 pub(crate) async fn delete(
     State(app): State<App>,
-    user: User,
+    Anyone(user): Anyone,
     Path(id): Path<VolumeId>,
 ) -> Result<StatusCode, ApiFailure> {
+    let by = user.clone();
     let of = app
-        .change(move |cluster| {
-            let Some(volume) = cluster.volumes.get(&id) else {
-                return Err(ApiFailure::not_found(
-                    "volume_not_found",
-                    format!("there is no volume {id}"),
-                )
-                .hint("`platform volumes` lists those there are"));
+        .change_by(&user, move |cluster| {
+            let absent = || {
+                ApiFailure::not_found("volume_not_found", format!("there is no volume {id}"))
+                    .hint("`platform volumes` lists those there are")
             };
+            let volume = cluster.volumes.get(&id).ok_or_else(absent)?;
+            by.check_app(&cluster.access, &volume.key.env.app, Role::Admin, absent)?;
             if let Some(instance) = cluster.instances.user_of(id) {
                 let (key, instance) = (&volume.key, instance.spec.id);
                 return Err(ApiFailure::conflict(

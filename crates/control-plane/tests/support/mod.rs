@@ -64,6 +64,7 @@ pub(crate) fn options(folder: &Path) -> ServerOptions {
         advertise: None,
         insecure_registries: BTreeSet::new(),
         registry_mirrors: BTreeMap::new(),
+        metrics_listen: None,
         ready: None,
     }
 }

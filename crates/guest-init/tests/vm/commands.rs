@@ -11,6 +11,7 @@ pub(crate) fn request(session: u32, argv: &[&str], terminal: Option<(u16, u16)>)
         argv,
         terminal,
         terminal_type: terminal.map(|_| "screen-256color".to_owned()),
+        main: false,
     })
 }
 
@@ -196,4 +197,57 @@ fn a_guest_that_runs_no_more_commands_refuses_with_the_reason() {
     guest.send(&request(34, &["true"], None));
     assert_eq!(refused(&guest, 34), "its app is not running");
     guest.finish();
+}
+
+/// The session that the guest is for.
+fn main_session(session: u32) -> HostFrame {
+    HostFrame::Exec(ExecRequest {
+        session,
+        argv: Vec::new(),
+        terminal: None,
+        terminal_type: None,
+        main: true,
+    })
+}
+
+#[test]
+fn an_attached_command_runs_once_on_its_sessions_streams_and_the_guest_ends_with_it() {
+    let Some(tools) = Tools::find() else { return };
+    let mut config = config("read word; echo got $word by $$; exit 3");
+    config.attached = true;
+    let mut guest = Plan::new(&tools, config.clone()).boot();
+    guest.wait_started();
+    // A command beside it is none of it.
+    guest.send(&request(1, &["sh", "-c", "exit 5"], None));
+    assert_eq!(ended(&guest, 1).2, 5);
+    guest.break_exec(1);
+    guest.send(&main_session(2));
+    guest.send_exec(
+        2,
+        &HostFrame::ExecInput {
+            bytes: b"water\n".to_vec(),
+        },
+    );
+    let (stdout, _, code) = ended(&guest, 2);
+    assert!(stdout.starts_with("got water by "), "{stdout}");
+    assert_eq!(code, 3);
+    guest.break_exec(2);
+    // Its end is the guest's.
+    let exit = guest.finish();
+    assert_eq!((exit.exit_code, exit.signal), (3, None));
+
+    // One whose user leaves ends with them.
+    let mut left = Plan::new(&tools, {
+        config.argv = ["sh", "-c", "echo on; exec sleep 1000"]
+            .map(str::to_owned)
+            .to_vec();
+        config
+    })
+    .boot();
+    left.wait_started();
+    left.send(&main_session(7));
+    wait_output(&left, 7, "on");
+    left.break_exec(7);
+    let exit = left.finish();
+    assert_eq!((exit.exit_code, exit.signal), (129, Some(1)));
 }

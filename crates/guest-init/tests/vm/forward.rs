@@ -29,6 +29,7 @@ fn run(guest: &Guest, session: u32, script: &str) -> String {
         argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
         terminal: None,
         terminal_type: None,
+        main: false,
     }));
     guest.wait("the command", |seen| {
         let exec = seen.exec.get(&session)?;

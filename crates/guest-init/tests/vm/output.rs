@@ -57,6 +57,7 @@ fn a_guest_dials_a_restarted_node_and_loses_no_line() {
         argv: ["touch", "/go"].map(str::to_owned).to_vec(),
         terminal: None,
         terminal_type: None,
+        main: false,
     }));
     guest.wait_line("100");
     guest.break_connections();
@@ -100,6 +101,7 @@ fn case_a_guest_whose_node_was_killed_with_bytes_unread_dials_again_and_ends_its
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             terminal: None,
             terminal_type: None,
+            main: false,
         })
     };
     // It waits for nothing from its channel.
@@ -156,6 +158,7 @@ fn a_node_that_does_not_read_loses_lines_and_never_blocks_the_app() {
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             terminal: None,
             terminal_type: None,
+            main: false,
         })
     };
     guest.send(&exec(
@@ -216,6 +219,7 @@ fn log_throughput() {
         argv: ["touch", "/go"].map(str::to_owned).to_vec(),
         terminal: None,
         terminal_type: None,
+        main: false,
     }));
     let since = Instant::now();
     guest.wait("the exit", |seen| seen.exits.first().cloned());

@@ -192,6 +192,7 @@ fn only_edges_reach_an_app_through_the_adapter() {
             argv: ["sh", "-c", kill].map(str::to_owned).to_vec(),
             terminal: None,
             terminal_type: None,
+            main: false,
         }));
         guest.wait("the kill", |seen| seen.exec.get(&round)?.exit.clone());
         guest.wait("the line", |seen| {

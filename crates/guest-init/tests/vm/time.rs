@@ -47,7 +47,7 @@ fn case_the_guests_clock_follows_the_nodes_over_its_steps() {
     // A machine that was suspended: its clock goes on, and the guest's monotonic clock did not.
     set(HOUR);
     wait_for_clock(&guest, HOUR);
-    let said = guest.seen().lines(Stream::Platform);
+    let said = guest.seen().lines_and_clock(Stream::Platform);
     let steps = said
         .iter()
         .filter(|line| line.starts_with("the clock was set by"))

@@ -8,19 +8,17 @@ pub(crate) mod node;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-
-use std::process::Command;
+use std::time::Duration;
 
 use microvm::{DriverKind, GuestKernel, VmSpec};
 use model::InstanceId;
 
-/// The one switch that leaves these tests out, on a machine where they cannot run.
-const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
+/// Longest that a test takes.
+const LIMIT: Duration = Duration::from_mins(60);
 
 /// The artifacts of `cargo xtask guest`, or those in `PLATFORM_GUEST_DIR`; nothing when these tests are switched off.
 pub(crate) fn guest_dir() -> Option<PathBuf> {
-    if std::env::var_os(SKIP).is_some() {
-        eprintln!("SKIPPED: {SKIP} is set");
+    if test_namespaces::is_skipped() {
         return None;
     }
     let dir = std::env::var_os("PLATFORM_GUEST_DIR").map_or_else(
@@ -29,11 +27,11 @@ pub(crate) fn guest_dir() -> Option<PathBuf> {
     );
     assert!(
         dir.join("vmlinuz").exists(),
-        "no guest kernel: cargo xtask guest makes it; {SKIP}=1 leaves this test out"
+        "no guest kernel: cargo xtask guest makes it"
     );
     assert!(
         Path::new("/bin/busybox").exists(),
-        "no busybox: apt-get install busybox-static; {SKIP}=1 leaves this test out"
+        "no busybox: apt-get install busybox-static"
     );
     Some(dir)
 }
@@ -46,31 +44,9 @@ pub(crate) fn in_a_network_of_its_own(test: &str, body: impl Future<Output = ()>
 
 /// The same, after these shell lines: they mount, set the umask, export variables.
 pub(crate) fn on_a_machine_of_its_own(test: &str, setup: &str, body: impl Future<Output = ()>) {
-    const INSIDE: &str = "MICROVM_TEST_INSIDE";
-    if std::env::var_os(INSIDE).is_some() {
+    if test_namespaces::isolated_after(test, setup, LIMIT) {
         tokio::runtime::Runtime::new().unwrap().block_on(body);
-        return;
     }
-    let output = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private"])
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-        .args(["sh", "-ec"])
-        .arg(format!(
-            "mount -t tmpfs tmpfs /run; ip link set lo up\n{setup}\nexec \"$@\""
-        ))
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--include-ignored"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && told.contains("1 passed"),
-        "{told}"
-    );
-    eprint!("{told}");
 }
 
 /// The installed vsock device, without symbolic links.

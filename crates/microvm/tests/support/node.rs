@@ -188,6 +188,7 @@ pub(crate) fn config(argv: &[&str]) -> BootConfig {
         secrets: Vec::new(),
         proxy: Vec::new(),
         ports: Vec::new(),
+        attached: false,
         secret_modes: std::collections::BTreeMap::new(),
     }
 }

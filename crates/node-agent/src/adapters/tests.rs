@@ -32,10 +32,6 @@ use crate::names::NodeNames;
 use crate::node_disk::DiskMeter;
 use crate::volumes::Volumes;
 
-/// The one switch that leaves privileged tests out, on a machine where they cannot run.
-const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
-/// Set in the process that runs a test inside its namespaces.
-const INSIDE: &str = "NODE_AGENT_TEST_INSIDE";
 const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0);
 const ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 1, 0, 0xc0f0);
 const INSTANCE: InstanceId = InstanceId(0xc0f0);
@@ -161,6 +157,7 @@ async fn the_server_conforms() {
         advertise: None,
         insecure_registries: std::collections::BTreeSet::new(),
         registry_mirrors: std::collections::BTreeMap::new(),
+        metrics_listen: None,
         ready: Some(ready),
     };
     let shutdown = CancellationToken::new();
@@ -230,37 +227,12 @@ async fn place_with_secrets(admin: &ApiClient, node: &ApiClient) -> (InstanceId,
 
 /// Runs a test again inside namespaces of its own, as root.
 fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
-    if std::env::var_os(SKIP).is_some() {
-        eprintln!("SKIPPED: {SKIP} is set");
-        return;
-    }
-    if std::env::var_os(INSIDE).is_some() {
-        tokio::runtime::Runtime::new().unwrap().block_on(body());
-        return;
-    }
     // The vsock device of `make install` is not on everyone's PATH.
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/bin");
-    let mut path = tools.into_os_string();
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
-    let output = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private"])
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-        .args(["sh", "-ec"])
-        .arg("mount -t tmpfs tmpfs /run; ip link set lo up; exec \"$@\"")
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .env("PATH", path)
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && told.contains("1 passed"),
-        "it needs root, `unshare`, `ip` and `nft`; {SKIP}=1 leaves it out:\n{told}"
-    );
+    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/bin");
+    let setup = format!("export PATH=\"{tools}:$PATH\"");
+    if test_namespaces::isolated_after(name, &setup, Duration::from_mins(5)) {
+        tokio::runtime::Runtime::new().unwrap().block_on(body());
+    }
 }
 
 async fn network() -> NodeNetwork {

@@ -105,6 +105,7 @@ fn config() -> BootConfig {
         image_volumes: vec![],
         proxy: vec![],
         ports: Vec::new(),
+        attached: false,
         secret_modes: std::collections::BTreeMap::new(),
         secrets: vec![],
     }

@@ -12,6 +12,7 @@ use registry::RegistryOptions;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
+use crate::metrics::NodeMetrics;
 
 /// A registry of a few images in memory, on a loopback port, for as long as the process lives.
 pub(crate) struct Served {
@@ -145,7 +146,7 @@ impl Served {
     pub(crate) fn open(&self, dir: &Path, budget_bytes: u64) -> ImageCache {
         assert!(self.host.starts_with("127.0.0.1:"));
         let registry = Registry::new(RegistryOptions::default()).unwrap();
-        ImageCache::open(dir, registry, budget_bytes).unwrap()
+        ImageCache::open(dir, registry, budget_bytes, NodeMetrics::default()).unwrap()
     }
 }
 

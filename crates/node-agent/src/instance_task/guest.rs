@@ -12,6 +12,7 @@ use node_core::instance::Event;
 use tokio::time::timeout;
 
 use super::InstanceTask;
+use crate::directory::Guest;
 use crate::guest_link::{GuestEvent, GuestLink};
 use crate::host::{HostError, HostResult};
 
@@ -110,8 +111,11 @@ impl InstanceTask {
             self.guest_token.clone(),
             self.machine.mtu.clone(),
         );
-        let calls = Some(link.calls().clone());
-        self.machine.directory.set_calls(self.id(), calls);
+        let guest = Guest {
+            calls: link.calls().clone(),
+            address: self.spec.address,
+        };
+        self.machine.directory.set_guest(self.id(), Some(guest));
         self.link = Some(link);
         // The agent before this one may have asked already; asking again is harmless.
         if self.life.state() == InstanceState::Stopping {

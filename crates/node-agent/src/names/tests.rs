@@ -68,6 +68,7 @@ fn endpoint(id: u32) -> Endpoint {
         address: instance_address(CLUSTER, NodeId(1), SHOP, InstanceId(id)),
         ipv4: egress_address(InstanceId(id)),
         egress: EgressPolicy::Internet,
+        edge_ports: std::collections::BTreeSet::new(),
     }
 }
 

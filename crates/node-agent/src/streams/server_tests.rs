@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use api::enrollment::{EnrollRole, Hardware};
+use api::forward::{ForwardFailure, ForwardFailureKind, ForwardFrame};
 use api::node::{AgentSession, DriverChoice, InstanceReport, NodeReport, ReportDelta};
 use api::user::{CreateTokenRequest, DeployRequest, ExecQuery, LogsQuery};
-use api_client::{ApiClient, ClientConfig};
+use api_client::{ApiClient, ClientConfig, carry};
 use control_plane::ServerOptions;
 use membership::{Applicant, Membership, UnderlayOptions};
 use model::instance::InstanceState;
@@ -19,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
+use crate::directory::Guest;
+use crate::guest_calls::GuestCalls;
 use crate::images::tests::Served;
 use crate::logs::InstanceLog;
 
@@ -42,6 +46,7 @@ async fn cluster(
         advertise: None,
         insecure_registries: BTreeSet::new(),
         registry_mirrors: BTreeMap::new(),
+        metrics_listen: None,
         ready: Some(ready),
     };
     tokio::spawn(control_plane::run(options, shutdown));
@@ -150,7 +155,7 @@ async fn case_followers_of_logs_hold_up_no_command_and_no_call() {
     }
 
     // The guest is not there, and the node says so: it was asked, and it answered.
-    let rows = timeout(PATIENCE, user.stats(Some(&key)))
+    let rows = timeout(PATIENCE, user.stats(Some(&key.app), Some(&key.env)))
         .await
         .unwrap()
         .unwrap();
@@ -201,4 +206,143 @@ fn a_kind_of_stream_has_places_of_its_own_and_names_its_bound() {
     drop(places.take(&stats).unwrap());
     drop(held);
     drop(places.take(&logs).unwrap());
+}
+
+/// Connections at a time.
+const CONNECTIONS: usize = 50;
+
+/// A TCP server that answers with what it got, backwards, once its client has ended its direction: half-closed.
+async fn backwards() -> u16 {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut bytes = Vec::new();
+                connection.read_to_end(&mut bytes).await.unwrap();
+                if bytes == b"reset" {
+                    connection.set_zero_linger().unwrap();
+                    return;
+                }
+                bytes.reverse();
+                connection.write_all(&bytes).await.unwrap();
+            });
+        }
+    });
+    port
+}
+
+/// A connection that leads to the port, as `platform forward` has it.
+async fn forwarded(
+    user: &ApiClient,
+    id: InstanceId,
+    port: u16,
+) -> Result<tokio::net::TcpStream, ForwardFailure> {
+    let listener = tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let dialled = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
+    let (accepted, dialled) = tokio::join!(listener.accept(), dialled);
+    let mut stream = user.forward(id, port).await.unwrap();
+    match timeout(PATIENCE, stream.reader.next())
+        .await
+        .unwrap()
+        .unwrap()
+    {
+        Some(ForwardFrame::Opened) => {}
+        Some(ForwardFrame::Failed(failure)) => return Err(failure),
+        other => panic!("{other:?}"),
+    }
+    tokio::spawn(carry(accepted.unwrap().0, stream, std::future::pending()));
+    Ok(dialled.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_connections_are_forwarded_at_once_and_each_direction_ends_by_itself() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let dir = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let (node, user, _, id) = cluster(dir.path(), shutdown.clone()).await;
+    let logs = StreamLogs::new(Directory::default(), EndedLogs::in_data_dir(dir.path()));
+    let log = Arc::new(InstanceLog::open(&dir.path().join("log")).unwrap());
+    logs.directory.add(id, "web".parse().unwrap(), log);
+    let directory = logs.directory.clone();
+    let _streams = AbortOnDropHandle::new(tokio::spawn(serve(node, logs)));
+    let port = backwards().await;
+
+    // It has no VM.
+    let refused = forwarded(&user, id, port).await.unwrap_err();
+    assert_eq!(refused.kind, ForwardFailureKind::InstanceGone);
+    assert!(refused.reason.contains("does not run at the moment"));
+
+    let (calls, _queue) = GuestCalls::new(0);
+    calls.set_running(true);
+    let guest = Guest {
+        calls: calls.clone(),
+        address: Ipv6Addr::LOCALHOST,
+    };
+    directory.set_guest(id, Some(guest));
+    // More than all buffers on the way hold.
+    let big: Vec<u8> = (0..4_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let mut open = JoinSet::new();
+    for number in 0..CONNECTIONS {
+        let (user, mut bytes) = (user.clone(), big.clone());
+        bytes.truncate(if number == 0 {
+            big.len()
+        } else {
+            10_000 + number
+        });
+        open.spawn(async move {
+            let mut connection = forwarded(&user, id, port).await.unwrap();
+            let (mut receives, mut sends) = connection.split();
+            let send = async {
+                sends.write_all(&bytes).await.unwrap();
+                sends.shutdown().await.unwrap();
+            };
+            let mut answer = Vec::new();
+            let receive = receives.read_to_end(&mut answer);
+            let ((), received) = tokio::join!(send, receive);
+            received.unwrap();
+            answer.reverse();
+            assert!(answer == bytes, "connection {number}");
+        });
+    }
+    while let Some(ended) = timeout(PATIENCE, open.join_next()).await.unwrap() {
+        ended.unwrap();
+    }
+
+    // A reset is a reset, not an end.
+    let mut connection = forwarded(&user, id, port).await.unwrap();
+    connection.write_all(b"reset").await.unwrap();
+    connection.shutdown().await.unwrap();
+    let error = connection.read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+
+    // A port that is closed is named.
+    let unused = tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let closed = unused.local_addr().unwrap().port();
+    drop(unused);
+    let refused = forwarded(&user, id, closed).await.unwrap_err();
+    assert_eq!(refused.kind, ForwardFailureKind::PortClosed);
+    assert!(
+        refused
+            .reason
+            .contains(&format!("port {closed} of instance {id}")),
+        "{refused}"
+    );
+
+    // The app ends: nobody in the VM would end the connection.
+    let mut connection = forwarded(&user, id, port).await.unwrap();
+    calls.set_running(false);
+    let error = timeout(PATIENCE, connection.read_to_end(&mut Vec::new()))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    shutdown.cancel();
 }

@@ -21,6 +21,9 @@ pub(super) const SETS: &str = "\tset ipv6_sources {
 \tset ipv4_sources {
 \t\ttype ifname . ipv4_addr;
 \t}
+\tset edge_ports {
+\t\ttype ipv6_addr . inet_service;
+\t}
 \tset link_local {
 \t\ttype ifname . ipv6_addr;
 \t}
@@ -33,7 +36,7 @@ pub(super) const SETS: &str = "\tset ipv6_sources {
 ";
 
 /// An instance as the rules know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The instance.
     pub instance: InstanceId,
@@ -43,6 +46,8 @@ pub struct Endpoint {
     pub ipv4: Ipv4Addr,
     /// What it reaches outside of the cluster.
     pub egress: EgressPolicy,
+    /// The TCP ports at which edges of other machines reach it (`overlay::ingress::edge_port`): no others.
+    pub edge_ports: BTreeSet<u16>,
 }
 
 /// The envs of these instances. One in network 0 would have the platform's rights: it gets no chain, so no rights.
@@ -114,6 +119,13 @@ fn elements(verb: &str, platform: Ipv6Addr, endpoints: &[&Endpoint]) -> String {
     each("ipv4_sources", &|e| of_tap(e, e.ipv4.to_string()));
     each("link_local", &|e| {
         of_tap(e, link_local_of(e.instance).to_string())
+    });
+    each("edge_ports", &|e| {
+        let ports = e.edge_ports.iter();
+        let ports: Vec<_> = ports
+            .map(|port| format!("{} . {port}", e.address))
+            .collect();
+        (!ports.is_empty()).then(|| ports.join(", "))
     });
     each("env_of_tap", &|e| {
         let env = env_of(e.address);

@@ -40,7 +40,7 @@ pub(super) const SETS: &str = "\tset edges {
 pub struct OverlayAccess {
     /// Other nodes, each with an env of which it has instances. Those of an env that this node has none of admit nothing.
     pub neighbours: BTreeSet<(NodeId, EnvNetwork)>,
-    /// Edges: they reach every port of every instance.
+    /// Edges: they reach the ports of instances that are theirs ([`Endpoint::edge_ports`](super::Endpoint::edge_ports)).
     pub edges: BTreeSet<NodeId>,
     /// Whether this node passes packets on between other members.
     pub is_hub: bool,
@@ -126,7 +126,7 @@ pub(super) fn chains(cluster_prefix: Ipv6Addr, node: NodeId) -> String {
          \t\tip6 daddr != {cluster}/48 drop\n\
          \t\tiifname @relays ip6 daddr != {own}/64 notrack accept\n\
          \t\tip6 daddr != {own}/64 drop\n\
-         \t\tip6 saddr @edges accept\n\
+         \t\tip6 saddr @edges ip6 daddr . tcp dport @edge_ports accept\n\
          \t\tip6 saddr & {ALL_BUT_NODE} {{ {one}, {two} }} ip6 daddr {{ {own_one}, {own_two} }} icmpv6 type {{ echo-request, echo-reply }} accept\n\
          \t\tip6 saddr & {ALL_BUT_NODE} {{ {one}, {two} }} ip6 daddr {own_three} ip6 length > {SMALL_PAYLOAD} icmpv6 type echo-request accept\n\
          \t\tip6 saddr & {ALL_BUT_NODE} == {two} ip6 daddr {own_two} tcp dport {ECHO_PORT} accept\n\

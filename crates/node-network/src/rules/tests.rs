@@ -21,6 +21,7 @@ fn endpoints(instances: &[(u32, &str)]) -> BTreeMap<InstanceId, Endpoint> {
             address: address.parse().unwrap(),
             ipv4: Ipv4Addr::from_bits(0x6440_0000 | id),
             egress: EgressPolicy::All,
+            edge_ports: [8080].into(),
         };
         (instance, endpoint)
     };
@@ -87,6 +88,9 @@ fn rules_without_instances_admit_nothing() {
         	}
         	set ipv4_sources {
         		type ifname . ipv4_addr;
+        	}
+        	set edge_ports {
+        		type ipv6_addr . inet_service;
         	}
         	set link_local {
         		type ifname . ipv6_addr;
@@ -175,7 +179,7 @@ fn rules_without_instances_admit_nothing() {
         		ip6 daddr != fd12:3456:789a::/48 drop
         		iifname @relays ip6 daddr != fd12:3456:789a:3::/64 notrack accept
         		ip6 daddr != fd12:3456:789a:3::/64 drop
-        		ip6 saddr @edges accept
+        		ip6 saddr @edges ip6 daddr . tcp dport @edge_ports accept
         		ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:ffff:ffff { fd12:3456:789a::1, fd12:3456:789a::2 } ip6 daddr { fd12:3456:789a:3::1, fd12:3456:789a:3::2 } icmpv6 type { echo-request, echo-reply } accept
         		ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:ffff:ffff { fd12:3456:789a::1, fd12:3456:789a::2 } ip6 daddr fd12:3456:789a:3::3 ip6 length > 1240 icmpv6 type echo-request accept
         		ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:ffff:ffff == fd12:3456:789a::2 ip6 daddr fd12:3456:789a:3::2 tcp dport 7 accept
@@ -260,6 +264,7 @@ fn instances_of_two_envs_are_kept_apart() {
         add element inet platform ipv6_sources { "t000000a1" . fd12:3456:789a:3:0:7:0:a1, "t000000a2" . fd12:3456:789a:3:0:7:0:a2, "t000000a3" . fd12:3456:789a:3:0:8:0:a3 }
         add element inet platform ipv4_sources { "t000000a1" . 100.64.0.161, "t000000a2" . 100.64.0.162, "t000000a3" . 100.64.0.163 }
         add element inet platform link_local { "t000000a1" . fe80::1:ff:fe00:a1, "t000000a2" . fe80::1:ff:fe00:a2, "t000000a3" . fe80::1:ff:fe00:a3 }
+        add element inet platform edge_ports { fd12:3456:789a:3:0:7:0:a1 . 8080, fd12:3456:789a:3:0:7:0:a2 . 8080, fd12:3456:789a:3:0:8:0:a3 . 8080 }
         add element inet platform env_of_tap { "t000000a1" : goto from_env_00000007, "t000000a2" : goto from_env_00000007, "t000000a3" : goto from_env_00000008 }
         add element inet platform egress_of_tap { "t000000a1" : goto egress_all, "t000000a2" : goto egress_all, "t000000a3" : goto egress_all }
     "#]].assert_eq(&change(&BTreeMap::new(), &endpoints(&TWO_ENVS)));
@@ -275,6 +280,7 @@ fn a_change_names_only_what_changes() {
         add element inet platform ipv6_sources { "t000000a3" . fd12:3456:789a:3:0:8:0:a3 }
         add element inet platform ipv4_sources { "t000000a3" . 100.64.0.163 }
         add element inet platform link_local { "t000000a3" . fe80::1:ff:fe00:a3 }
+        add element inet platform edge_ports { fd12:3456:789a:3:0:8:0:a3 . 8080 }
         add element inet platform env_of_tap { "t000000a3" : goto from_env_00000008 }
         add element inet platform egress_of_tap { "t000000a3" : goto egress_all }
     "#]].assert_eq(&change(&first, &all));
@@ -282,6 +288,7 @@ fn a_change_names_only_what_changes() {
         delete element inet platform ipv6_sources { "t000000a3" . fd12:3456:789a:3:0:8:0:a3 }
         delete element inet platform ipv4_sources { "t000000a3" . 100.64.0.163 }
         delete element inet platform link_local { "t000000a3" . fe80::1:ff:fe00:a3 }
+        delete element inet platform edge_ports { fd12:3456:789a:3:0:8:0:a3 . 8080 }
         delete element inet platform env_of_tap { "t000000a3" : goto from_env_00000008 }
         delete element inet platform egress_of_tap { "t000000a3" : goto egress_all }
         flush chain inet platform from_env_00000008
@@ -293,6 +300,7 @@ fn a_change_names_only_what_changes() {
         delete element inet platform ipv6_sources { "t000000a2" . fd12:3456:789a:3:0:7:0:a2 }
         delete element inet platform ipv4_sources { "t000000a2" . 100.64.0.162 }
         delete element inet platform link_local { "t000000a2" . fe80::1:ff:fe00:a2 }
+        delete element inet platform edge_ports { fd12:3456:789a:3:0:7:0:a2 . 8080 }
         delete element inet platform env_of_tap { "t000000a2" : goto from_env_00000007 }
         delete element inet platform egress_of_tap { "t000000a2" : goto egress_all }
         add chain inet platform from_env_00000009
@@ -300,6 +308,7 @@ fn a_change_names_only_what_changes() {
         add element inet platform ipv6_sources { "t000000a2" . fd12:3456:789a:3:0:9:0:a2 }
         add element inet platform ipv4_sources { "t000000a2" . 100.64.0.162 }
         add element inet platform link_local { "t000000a2" . fe80::1:ff:fe00:a2 }
+        add element inet platform edge_ports { fd12:3456:789a:3:0:9:0:a2 . 8080 }
         add element inet platform env_of_tap { "t000000a2" : goto from_env_00000009 }
         add element inet platform egress_of_tap { "t000000a2" : goto egress_all }
     "#]].assert_eq(&change(&first, &moved));
@@ -352,6 +361,7 @@ fn senders_of_other_members_are_elements_of_the_envs_that_are_here() {
         delete element inet platform ipv6_sources { "t000000a3" . fd12:3456:789a:3:0:8:0:a3 }
         delete element inet platform ipv4_sources { "t000000a3" . 100.64.0.163 }
         delete element inet platform link_local { "t000000a3" . fe80::1:ff:fe00:a3 }
+        delete element inet platform edge_ports { fd12:3456:789a:3:0:8:0:a3 . 8080 }
         delete element inet platform env_of_tap { "t000000a3" : goto from_env_00000008 }
         delete element inet platform egress_of_tap { "t000000a3" : goto egress_all }
         delete element inet platform env_of_sender { fd12:3456:789a:4:0:8:: : goto from_env_00000008 }
@@ -364,6 +374,7 @@ fn senders_of_other_members_are_elements_of_the_envs_that_are_here() {
         add element inet platform ipv6_sources { "t000000a3" . fd12:3456:789a:3:0:8:0:a3 }
         add element inet platform ipv4_sources { "t000000a3" . 100.64.0.163 }
         add element inet platform link_local { "t000000a3" . fe80::1:ff:fe00:a3 }
+        add element inet platform edge_ports { fd12:3456:789a:3:0:8:0:a3 . 8080 }
         add element inet platform env_of_tap { "t000000a3" : goto from_env_00000008 }
         add element inet platform egress_of_tap { "t000000a3" : goto egress_all }
         add element inet platform env_of_sender { fd12:3456:789a:4:0:8:: : goto from_env_00000008 }

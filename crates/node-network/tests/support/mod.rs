@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,54 +12,26 @@ use model::instance::EgressPolicy;
 use model::{InstanceId, NodeId};
 use node_network::{Endpoint, Network, NetworkSettings, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use test_namespaces::shell;
 
-const INSIDE: &str = "NODE_NETWORK_TEST_INSIDE";
-/// The one switch that leaves privileged tests out, on a machine where they cannot run.
-const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
 /// Bytes of the virtio-net header before each frame.
 const HEADER: usize = 10;
+/// Where edges reach the instances of tests.
+pub(crate) const EDGE_PORTS: [u16; 2] = [8080, 61_001];
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0);
 
 /// Runs `body` on a machine of its own, of namespaces; `name` is the test's.
 pub(crate) fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
-    if std::env::var_os(SKIP).is_some() {
-        eprintln!("SKIPPED: {SKIP} is set");
-        return;
-    }
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "this test needs root; {SKIP}=1 leaves it out"
-    );
-    if std::env::var_os(INSIDE).is_some() {
+    if test_namespaces::isolated(name) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(body());
-        return;
     }
-    // /run too, for the names of namespaces; and processes, so that none outlives a test that fails.
-    let output = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private"])
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-        .args(["sh", "-ec"])
-        .arg("mount -t tmpfs tmpfs /run; ip link set lo up; exec \"$@\"")
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
 }
 
 pub(crate) fn settings() -> NetworkSettings {
@@ -83,27 +54,11 @@ pub(crate) fn ipv4(instance: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x6440_0000 | instance)
 }
 
-pub(crate) fn shell(line: &str) -> String {
-    let output = Command::new("sh").args(["-c", line]).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{line}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// All links, routes, namespaces and rules of the machine.
 pub(crate) fn machine_state() -> String {
     shell(
         "ip -o link; ip -4 route show table all; ip -6 route show table all; ip netns; nft list ruleset; ls /run/netns || :",
     )
-}
-
-/// Moves this thread into a named network namespace.
-pub(crate) fn enter(namespace: &str) {
-    let file = File::open(format!("/run/netns/{namespace}")).unwrap();
-    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
 }
 
 /// A whole kernel as the guest, in a namespace of its own, behind a wire between two taps. Gives the
@@ -283,6 +238,7 @@ impl Guest {
             address,
             ipv4: ipv4(id),
             egress: EgressPolicy::All,
+            edge_ports: EDGE_PORTS.into(),
         };
         let Tap { fd, mac, name } = network.create_tap(&endpoint).await.unwrap();
         assert_eq!(name, format!("t{id:08x}"));
@@ -300,6 +256,7 @@ impl Guest {
             address: self.address,
             ipv4: ipv4(self.id.0),
             egress: EgressPolicy::All,
+            edge_ports: EDGE_PORTS.into(),
         }
     }
 

@@ -69,9 +69,11 @@ fn members() -> impl Strategy<Value = BTreeMap<NodeId, Member>> {
         1 => Just(HubRole::Preferred),
         1 => Just(HubRole::Never),
     ];
-    let member = (0_u8..4, hub).prop_map(|(region, hub)| Member {
+    let is_edge = prop::bool::weighted(0.1);
+    let member = (0_u8..4, hub, is_edge).prop_map(|(region, hub, is_edge)| Member {
         region: format!("region-{region}"),
         hub,
+        is_edge,
     });
     prop::collection::btree_map((1_u16..200).prop_map(NodeId), member, 1..40)
 }
@@ -83,16 +85,33 @@ fn mode() -> impl Strategy<Value = Mode> {
     ]
 }
 
+fn dead_hubs(dead: BTreeSet<NodeId>) -> HubFaults {
+    HubFaults {
+        dead,
+        ..HubFaults::default()
+    }
+}
+
+fn faults() -> impl Strategy<Value = HubFaults> {
+    let id = || (1_u16..200).prop_map(NodeId);
+    let dead = prop::collection::btree_set(id(), 0..20);
+    let unreached = prop::collection::btree_set((id(), id()), 0..400);
+    (dead, unreached).prop_map(|(dead, unreached)| HubFaults { dead, unreached })
+}
+
 proptest! {
     #[test]
     fn everybody_reaches_everybody_without_a_loop(
-        members in members(), mode in mode(), dead in prop::collection::btree_set((1_u16..200).prop_map(NodeId), 0..20),
+        members in members(), mode in mode(), faults in faults(),
     ) {
-        let topology = Topology::new(&members, mode, &dead);
+        let topology = Topology::new(&members, mode, &faults);
         let overlay = Overlay::new(&topology);
         for from in members.keys() {
             for to in members.keys() {
-                if let Err(what) = overlay.check(*from, *to) {
+                let are_edges = members[from].is_edge && members[to].is_edge;
+                if are_edges && from != to && mode != Mode::Mesh {
+                    prop_assert!(overlay.check(*from, *to).is_err(), "edges have no business with each other");
+                } else if let Err(what) = overlay.check(*from, *to) {
                     prop_assert!(false, "{what}");
                 }
             }
@@ -100,8 +119,8 @@ proptest! {
     }
 
     #[test]
-    fn peers_are_mutual_and_no_prefix_has_two(members in members(), mode in mode()) {
-        let topology = Topology::new(&members, mode, &BTreeSet::new());
+    fn peers_are_mutual_and_no_prefix_has_two(members in members(), mode in mode(), faults in faults()) {
+        let topology = Topology::new(&members, mode, &faults);
         let overlay = Overlay::new(&topology);
         for (id, peers) in &overlay.0 {
             let mut prefixes = BTreeSet::new();
@@ -117,8 +136,19 @@ proptest! {
     }
 
     #[test]
-    fn probes_take_the_direct_way(members in members(), mode in mode()) {
-        let overlay = Overlay::new(&Topology::new(&members, mode, &BTreeSet::new()));
+    fn nobody_sends_as_an_edge_but_the_edge(members in members(), mode in mode(), faults in faults()) {
+        let overlay = Overlay::new(&Topology::new(&members, mode, &faults));
+        let is_edge = |id: &&NodeId| members[id].is_edge;
+        for edge in members.keys().filter(is_edge) {
+            for node in members.keys().filter(|id| !is_edge(id)) {
+                prop_assert_eq!(next(&overlay.0[node], node_address(CLUSTER, *edge)), Some(*edge));
+            }
+        }
+    }
+
+    #[test]
+    fn probes_take_the_direct_way(members in members(), mode in mode(), faults in faults()) {
+        let overlay = Overlay::new(&Topology::new(&members, mode, &faults));
         let probe = |id| (id, probe_address(CLUSTER, id));
         for (from, peers) in &overlay.0 {
             for to in peers.keys() {
@@ -128,15 +158,41 @@ proptest! {
     }
 
     #[test]
+    fn one_that_does_not_reach_its_home_has_another_and_nobody_else_moves(
+        members in members(), which in any::<prop::sample::Index>(),
+    ) {
+        let mode = Mode::Hubs { local_mesh: 0 };
+        let before = Topology::new(&members, mode, &HubFaults::default());
+        let homed: Vec<_> = members.keys().filter(|id| before.hubs_of(**id).len() > 1).copied().collect();
+        prop_assume!(!homed.is_empty());
+        let member = homed[which.index(homed.len())];
+        let home = before.home(member).unwrap();
+        let unreached = BTreeSet::from([(member, home)]);
+        let after = Topology::new(&members, mode, &HubFaults { unreached, ..HubFaults::default() });
+        prop_assert!(after.home(member).is_some_and(|other| other != home));
+        // It is probed on.
+        prop_assert_eq!(&after.peers(member)[&home], &vec![Route::Probe(home)]);
+        for other in members.keys().filter(|other| **other != member) {
+            prop_assert_eq!(before.home(*other), after.home(*other));
+        }
+        // Of what others send, only hubs change anything.
+        for other in members.keys().filter(|other| **other != member && !after.is_hub(**other)) {
+            prop_assert_eq!(before.peers(*other), after.peers(*other));
+        }
+    }
+
+    #[test]
     fn a_hub_that_is_gone_moves_those_whose_home_it_is_and_nobody_else(
         members in members(), which in any::<prop::sample::Index>(),
     ) {
         let mode = Mode::Hubs { local_mesh: 0 };
-        let before = Topology::new(&members, mode, &BTreeSet::new());
+        let before = Topology::new(&members, mode, &HubFaults::default());
         let hubs: Vec<_> = before.hubs.keys().copied().collect();
+        // Edges alone have none.
+        prop_assume!(!hubs.is_empty());
         let dead = hubs[which.index(hubs.len())];
-        let after = Topology::new(&members, mode, &[dead].into());
-        let mut others = members.iter().filter(|(id, _)| **id != dead);
+        let after = Topology::new(&members, mode, &dead_hubs([dead].into()));
+        let mut others = members.iter().filter(|(id, member)| **id != dead && !member.is_edge);
         prop_assert!(!after.is_hub(dead) || others.all(|(_, member)| member.hub == HubRole::Never));
         for id in members.keys().filter(|id| **id != dead) {
             let (home, moved) = (before.home(*id), after.home(*id));
@@ -153,7 +209,7 @@ proptest! {
 fn large(count: u16, regions: u16) -> BTreeMap<NodeId, Member> {
     let member = |id: u16| Member {
         region: format!("region-{}", id % regions),
-        hub: HubRole::Automatic,
+        ..Member::default()
     };
     (1..=count).map(|id| (NodeId(id), member(id))).collect()
 }
@@ -163,7 +219,11 @@ fn hubs_keep_a_thousand_members_to_a_few_peers_each() {
     const MEMBERS: u16 = 1000;
     for regions in [1, 4, 20] {
         let members = large(MEMBERS, regions);
-        let topology = Topology::new(&members, Mode::Hubs { local_mesh: 0 }, &BTreeSet::new());
+        let topology = Topology::new(
+            &members,
+            Mode::Hubs { local_mesh: 0 },
+            &HubFaults::default(),
+        );
         let overlay = Overlay::new(&topology);
         let of_hubs = usize::from(MEMBERS / regions) + topology.hubs.len();
         let mut all = 0;
@@ -196,8 +256,8 @@ fn hubs_keep_a_thousand_members_to_a_few_peers_each() {
 #[test]
 fn a_member_more_concerns_the_hubs_and_itself_only() {
     let mode = Mode::Hubs { local_mesh: 0 };
-    let before = Topology::new(&large(400, 4), mode, &BTreeSet::new());
-    let after = Topology::new(&large(401, 4), mode, &BTreeSet::new());
+    let before = Topology::new(&large(400, 4), mode, &HubFaults::default());
+    let after = Topology::new(&large(401, 4), mode, &HubFaults::default());
     let changed = (before.members.keys()).filter(|id| before.peers(**id) != after.peers(**id));
     let changed: Vec<_> = changed.collect();
     assert_eq!(changed, after.hubs.keys().collect::<Vec<_>>());
@@ -209,10 +269,14 @@ fn a_cluster_in_which_nobody_may_be_a_hub_has_some_all_the_same() {
     for member in members.values_mut() {
         member.hub = HubRole::Never;
     }
-    let topology = Topology::new(&members, Mode::Hubs { local_mesh: 0 }, &BTreeSet::new());
+    let topology = Topology::new(
+        &members,
+        Mode::Hubs { local_mesh: 0 },
+        &HubFaults::default(),
+    );
     assert!(topology.home(NodeId(5)).is_some());
     let all_dead: BTreeSet<_> = members.keys().copied().collect();
     let members = large(5, 2);
-    let topology = Topology::new(&members, Mode::Hubs { local_mesh: 0 }, &all_dead);
+    let topology = Topology::new(&members, Mode::Hubs { local_mesh: 0 }, &dead_hubs(all_dead));
     assert!(topology.home(NodeId(5)).is_some());
 }

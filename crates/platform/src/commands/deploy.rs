@@ -7,7 +7,7 @@ use anstyle::{AnsiColor, Style};
 use api::user::{DeployRequest, DeployResponse, RegistryLoginRequest, RolloutPhase, RolloutStatus};
 use api_client::{ApiClient, ClientError};
 use clap::Args;
-use model::{EnvKey, ProcessName};
+use model::{EnvKey, OrgName, ProcessName};
 use oci::Reference;
 
 use crate::commands::{manifest_file, ps};
@@ -51,6 +51,12 @@ pub(crate) struct Arguments {
     /// First log the cluster in to the image's registry with what `docker login` left here
     #[arg(long)]
     with_registry_auth: bool,
+    /// The org of a new app; it is needed where you may deploy in several
+    #[arg(long, value_name = "ORG", env = "PLATFORM_ORG", hide_env_values = true)]
+    org: Option<OrgName>,
+    /// Only where this is the newest release of the env (`v7`; 0: it has none yet): nobody has deployed meanwhile
+    #[arg(long, value_name = "RELEASE", value_parser = parse_newest)]
+    if_newest: Option<u32>,
     /// Return as soon as the release is recorded
     #[arg(long)]
     no_wait: bool,
@@ -89,7 +95,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         app: manifest.app,
         env: arguments.which.env_or_default()?,
     };
-    let client = arguments.cluster.connect()?;
+    let client = arguments.cluster.connect()?.in_org(arguments.org);
     if arguments.with_registry_auth {
         let registry = image.parse::<Reference>()?.registry().to_owned();
         let secret = docker_login(&registry).await?;
@@ -102,16 +108,34 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         manifest: valid.text,
         image,
     };
-    let release = record(&client, &env, &request, arguments.timeout).await?;
+    let release = record(
+        &client,
+        &env,
+        &request,
+        arguments.if_newest,
+        arguments.timeout,
+    )
+    .await?;
     let json = arguments.format.format == Format::Json;
     if !json {
         announce(&env, &request.image, &release);
     }
-    if arguments.no_wait {
-        return if json { output::json(&release) } else { Ok(()) };
-    }
+    let timeout = (!arguments.no_wait).then_some(arguments.timeout);
+    follow(&client, &env, &release, timeout, json).await
+}
 
-    let watching = rollout::watch(&client, &env, release.release, arguments.timeout);
+/// Watches a release that was recorded until its rollout ended, for as long as `timeout`, where there is one, and says how.
+pub(crate) async fn follow(
+    client: &ApiClient,
+    env: &EnvKey,
+    release: &DeployResponse,
+    timeout: Option<Duration>,
+    json: bool,
+) -> Result<(), Failure> {
+    let Some(timeout) = timeout else {
+        return if json { output::json(release) } else { Ok(()) };
+    };
+    let watching = rollout::watch(client, env, release.release, timeout);
     let status = tokio::select! {
         status = watching => status?,
         _ = tokio::signal::ctrl_c() => {
@@ -122,7 +146,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if json {
         output::json(&serde_json::json!({ "release": release, "rollout": status }))?;
     }
-    conclude(&client, &env, &status, json).await
+    conclude(client, env, &status, json).await
+}
+
+fn parse_newest(text: &str) -> Result<u32, &'static str> {
+    let digits = text.strip_prefix('v').unwrap_or(text);
+    digits
+        .parse()
+        .map_err(|_| "a release is a number: `3` or `v3`; 0 is none")
 }
 
 /// How skopeo names images that are in no registry.
@@ -137,7 +168,7 @@ const LOCAL_TRANSPORTS: [&str; 6] = [
 
 /// Refuses an image of this machine: nodes pull theirs from a registry. `oci:v1` is the image `oci` of Docker Hub
 /// where nothing of that name is here.
-fn refuse_local(image: &str) -> Result<(), Failure> {
+pub(crate) fn refuse_local(image: &str) -> Result<(), Failure> {
     let Some(transport) = LOCAL_TRANSPORTS.iter().find(|t| image.starts_with(**t)) else {
         return Ok(());
     };
@@ -166,12 +197,13 @@ async fn record(
     client: &ApiClient,
     env: &EnvKey,
     request: &DeployRequest,
+    newest: Option<u32>,
     timeout: Duration,
 ) -> Result<DeployResponse, Failure> {
     let begun = Instant::now();
     let image = one_line(&request.image);
     loop {
-        let deploying = client.deploy(env, request);
+        let deploying = client.deploy_after(env, request, newest);
         tokio::pin!(deploying);
         let mut patience = SAY_FIRST;
         let result = loop {
@@ -293,14 +325,10 @@ fn what_to_do(env: &EnvKey, why: &str) -> String {
 
 /// The hosts that lead to the app; not worth a failure.
 async fn say_hosts(client: &ApiClient, env: &EnvKey) {
-    let Ok(envs) = client.envs().await else {
+    let Ok(Some(row)) = client.env(env).await else {
         return;
     };
-    let hosts = envs
-        .into_iter()
-        .find(|row| row.env == *env)
-        .map(|row| row.hosts);
-    for host in hosts.unwrap_or_default() {
+    for host in row.hosts {
         note(format!("edges answer for http://{host}/"));
     }
 }

@@ -62,7 +62,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     client.destroy(&env).await?;
     let waits_until = Instant::now() + GONE_TIMEOUT;
-    while !arguments.no_wait && client.envs().await?.iter().any(|row| row.env == env) {
+    while !arguments.no_wait && client.env(&env).await?.is_some() {
         if Instant::now() > waits_until {
             return Err(Failure::new(format!(
                 "instances of {env} are still there after {} s",

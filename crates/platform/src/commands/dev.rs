@@ -60,7 +60,13 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     guest: Option<PathBuf>,
     /// How much the roles say (`--log` of each)
-    #[arg(long, value_name = "LEVEL", env = "RUST_LOG", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "RUST_LOG",
+        hide_env_values = true,
+        default_value = "info"
+    )]
     log: String,
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Join(JoinArguments),
+    Join(Box<JoinArguments>),
     Down(DownArguments),
 }
 
@@ -63,6 +63,9 @@ struct RunArguments {
     server: Option<String>,
     #[command(flatten)]
     token: TokenArguments,
+    /// Where it tells metrics and readiness to who watches it, HTTP [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     underlay: joining::UnderlayArguments,
     /// Name of the edge in the cluster [default: the host name]
@@ -119,6 +122,7 @@ impl RunArguments {
         KeptEdgeOptions {
             listen: self.listen,
             underlay: self.underlay.kept(),
+            metrics_listen: self.metrics_listen,
         }
     }
 
@@ -131,6 +135,7 @@ impl RunArguments {
             token: self.token.read().await?,
             name: self.name.unwrap_or_else(super::node::host_name),
             region: self.region.unwrap_or_else(joining::default_region),
+            metrics_listen: kept.metrics_listen,
             underlay: kept.underlay.options(),
         })
     }
@@ -138,7 +143,7 @@ impl RunArguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
-        Some(Command::Join(arguments)) => join(arguments).await,
+        Some(Command::Join(arguments)) => join(*arguments).await,
         Some(Command::Down(arguments)) => {
             arguments.log.start()?;
             Ok(edge_proxy::down(&arguments.data_dir).await?)

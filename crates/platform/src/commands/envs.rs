@@ -1,17 +1,32 @@
 //! `platform envs`: the envs of the cluster.
 
-use api::user::{EnvRow, RolloutPhase};
+use api::user::{EnvRow, EnvsQuery, RolloutPhase};
 use clap::Args;
-use model::ReleaseNumber;
+use model::{AppName, EnvName, ReleaseNumber};
 
-use crate::connection::ClusterArguments;
+use crate::connection::{ClusterArguments, Scope};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::watch::{self, WatchArguments};
+
+const EXAMPLES: &str = "\
+Examples:
+  platform envs --app shop
+  platform envs --watch
+  platform envs --format json | jq -r '.[].hosts[]'";
 
 /// List the envs: the release that serves, processes and hosts, and what waits
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  platform envs --format json | jq -r '.[].hosts[]'")]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
+    /// Those of this app
+    #[arg(long, value_name = "APP")]
+    app: Option<AppName>,
+    /// Those of this name
+    #[arg(long, value_name = "ENV")]
+    env: Option<EnvName>,
+    #[command(flatten)]
+    watch: WatchArguments,
     #[command(flatten)]
     cluster: ClusterArguments,
     #[command(flatten)]
@@ -19,11 +34,28 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let envs = arguments.cluster.connect()?.envs().await?;
+    let client = arguments.cluster.connect()?;
+    let query = EnvsQuery {
+        app: arguments.app.clone(),
+        env: arguments.env.clone(),
+        ..EnvsQuery::default()
+    };
+    if arguments.watch.watch {
+        let look = async || Ok(client.find_envs(&query).await?);
+        return watch::show(arguments.format.format, look, table).await;
+    }
+    let envs = client.find_envs(&query).await?;
     if arguments.format.format == Format::Json {
         return output::json(&envs);
     }
     if envs.is_empty() {
+        let scope = Scope {
+            app: arguments.app,
+            env: arguments.env,
+        };
+        if scope.app.is_some() || scope.env.is_some() {
+            return scope.nothing(&client, "envs").await;
+        }
         note("nothing is deployed");
         return Ok(());
     }

@@ -11,7 +11,7 @@ use api::user::{ExecQuery, is_terminal_type};
 use api_client::{ApiClient, ExecReader, ExecWriter, UserExec};
 use clap::{ArgGroup, Args};
 use guest_protocol::{GuestFrame, Stream};
-use model::{InstanceId, NameError, ProcessName};
+use model::{EnvKey, InstanceId, NameError, ProcessName};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -68,7 +68,15 @@ fn parse_instance(text: &str) -> Result<InstanceId, String> {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
-    let instance = choose(&client, &arguments).await?;
+    let instance = match (arguments.instance, arguments.process) {
+        (Some(instance), _) => instance,
+        (None, Some(process)) => {
+            let env = arguments.which.choose(&client).await?;
+            choose(&client, &Candidate { env, process }, &[]).await?
+        }
+        // The parser has refused it.
+        (None, None) => return Err(Failure::Said),
+    };
     let terminal = if arguments.tty {
         Some(Terminal::open()?)
     } else {
@@ -84,30 +92,51 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             .filter(|text| is_terminal_type(text)),
     };
     let UserExec { reader, writer } = client.exec(instance, &query).await?;
-    // From here on the terminal is the command's: keys are sent, not acted on.
-    let raw = match &terminal {
-        Some(terminal) if arguments.interactive => Some(terminal.raw()?),
-        _ => None,
-    };
-    let keys = arguments.interactive.then(read_input);
-    let ended = tokio::select! {
-        ended = print_output(reader) => ended,
-        failure = send_input(writer, keys, terminal.as_ref()) => Err(failure),
-    };
-    drop(raw);
-    match ended? {
+    match converse(
+        UserExec { reader, writer },
+        terminal.as_ref(),
+        arguments.interactive,
+    )
+    .await?
+    {
         0 => Ok(()),
         status => Err(Failure::Ended(status)),
     }
 }
 
-/// The instance that was named, or a healthy one of the process.
-async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId, Failure> {
-    if let Some(instance) = arguments.instance {
-        return Ok(instance);
-    }
-    let env = arguments.which.choose(client).await?;
-    let rows = client.instances(Some(&env)).await?;
+/// Carries input and output of a command to its end; gives its exit code.
+pub(super) async fn converse(
+    UserExec { reader, writer }: UserExec,
+    terminal: Option<&Terminal>,
+    interactive: bool,
+) -> Result<u8, Failure> {
+    // From here on the terminal is the command's: keys are sent, not acted on.
+    let raw = match terminal {
+        Some(terminal) if interactive => Some(terminal.raw()?),
+        _ => None,
+    };
+    let keys = interactive.then(read_input);
+    let ended = tokio::select! {
+        ended = print_output(reader) => ended,
+        failure = send_input(writer, keys, terminal) => Err(failure),
+    };
+    drop(raw);
+    ended
+}
+
+/// Of which an instance is chosen.
+pub(super) struct Candidate {
+    pub(super) env: EnvKey,
+    pub(super) process: ProcessName,
+}
+
+/// A healthy instance of the process, and none of `gone`.
+pub(super) async fn choose(
+    client: &ApiClient,
+    Candidate { env, process }: &Candidate,
+    gone: &[InstanceId],
+) -> Result<InstanceId, Failure> {
+    let rows = client.instances(Some(env)).await?;
     let healthy = |row: &&InstanceRow| {
         let report = row.report.as_ref();
         let runs = report.is_some_and(|r| r.state.is_running());
@@ -120,7 +149,7 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
     };
     let of_process = rows
         .iter()
-        .filter(|row| row.runs.is_app() && arguments.process.as_ref() == Some(&row.process));
+        .filter(|row| row.runs.is_app() && *process == row.process && !gone.contains(&row.id));
     match of_process.max_by_key(healthy) {
         Some(row) if healthy(&row).0 => Ok(row.id),
         _ => {
@@ -131,7 +160,7 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
                 };
                 scope.nothing(client, "instances").await?;
             }
-            let process = arguments.process.as_ref().map_or("", ProcessName::as_str);
+            let process = process.as_str();
             let others: BTreeSet<_> = rows.iter().map(|row| row.process.as_str()).collect();
             let mut text = format!("no instance of {process} in {env} runs");
             if !others.is_empty() && !others.contains(process) {
@@ -266,10 +295,10 @@ fn read_input() -> mpsc::Receiver<Vec<u8>> {
 }
 
 /// The terminal that the command gets the size of.
-struct Terminal(File);
+pub(super) struct Terminal(File);
 
 impl Terminal {
-    fn open() -> Result<Self, Failure> {
+    pub(super) fn open() -> Result<Self, Failure> {
         if io::stdin().is_terminal() && io::stdout().is_terminal() {
             return Ok(Self(File::from(io::stdin().as_fd().try_clone_to_owned()?)));
         }
@@ -280,7 +309,7 @@ impl Terminal {
     }
 
     /// Rows and columns.
-    fn size(&self) -> Result<(u16, u16), Failure> {
+    pub(super) fn size(&self) -> Result<(u16, u16), Failure> {
         let size = tcgetwinsize(&self.0).map_err(io::Error::from)?;
         Ok((size.ws_row, size.ws_col))
     }

@@ -57,8 +57,9 @@ fn parse_advertise(text: &str) -> Result<SocketAddr, String> {
     let address = parsed.map_err(|_| {
         format!("`{text}` is no IP address, with or without a port: 203.0.113.7, 203.0.113.7:{DEFAULT_OVERLAY_PORT} or [2001:db8::7]:{DEFAULT_OVERLAY_PORT}")
     })?;
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let ip = address.ip();
-    if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
+    if ip.is_loopback() || !overlay::underlay::may_be_endpoint(ip) {
         return Err(format!("nobody reaches this machine at {ip}"));
     }
     Ok(address)

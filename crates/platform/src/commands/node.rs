@@ -1,5 +1,6 @@
 //! `platform node`: the agent of a machine that runs instances.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use blocking_work::blocking;
@@ -123,6 +124,9 @@ struct OptionArguments {
     /// program, else /usr/lib/platform/guest]
     #[arg(long, value_name = "FOLDER")]
     guest: Option<PathBuf>,
+    /// Where it tells metrics and readiness to who watches it, HTTP [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     underlay: joining::UnderlayArguments,
 }
@@ -135,6 +139,7 @@ impl OptionArguments {
             guest: self.guest.clone(),
             registries: self.registries.kept(),
             underlay: self.underlay.kept(),
+            metrics_listen: self.metrics_listen,
         }
     }
 }
@@ -252,6 +257,7 @@ async fn options(
         image_cache_bytes: kept.image_cache_bytes,
         insecure_registries: kept.registries.insecure,
         registry_mirrors: kept.registries.mirrors,
+        metrics_listen: kept.metrics_listen,
         underlay: kept.underlay.options(),
     })
 }

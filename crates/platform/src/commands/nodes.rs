@@ -3,20 +3,24 @@
 mod change;
 
 use api::enrollment::EnrollRole;
-use api::user::{NodeRow, Scheduling, UnreadableRow};
+use api::user::{NodeRow, NodesQuery, Scheduling, UnreadableRow};
 use clap::{Args, Subcommand};
+use model::{LabelKey, LabelValue, NameError};
 
 use super::members::{self, ApproveArguments, RevokeArguments, RotateKeysArguments};
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
+use crate::watch::{self, WatchArguments};
 
 const EXAMPLES: &str = "\
 Examples:
   platform nodes --format json | jq '.[].driver'
+  platform nodes -l disk=nvme --watch
   platform nodes drain n2         before its machine is taken down; ends when it has no instance
   platform nodes label n2 disk=nvme gpu-    for `labels` of a manifest; `gpu-` removes that one
+  platform nodes set-org n2 shop  it runs the apps of org shop only; `--any` of all again
   platform nodes uncordon n2      it takes instances again
   platform nodes approve n2       lets it in, where its token asks for that; takes what hardware it claims
   platform nodes revoke n2        at once: a machine that is not yours any more
@@ -30,6 +34,17 @@ Examples:
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
+    /// Those in this region
+    #[arg(long, value_name = "REGION")]
+    region: Option<String>,
+    /// Those with this label, and with this value of it where one is named
+    #[arg(long, short = 'l', value_name = "KEY[=VALUE]", value_parser = parse_label)]
+    label: Option<WantedLabel>,
+    /// Those that are online (`--online`), or those that are not (`--online=false`)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    online: Option<bool>,
+    #[command(flatten)]
+    watch: WatchArguments,
     #[command(flatten)]
     cluster: ClusterArguments,
     #[command(flatten)]
@@ -42,6 +57,7 @@ enum Command {
     Uncordon(change::UncordonArguments),
     Drain(change::DrainArguments),
     Label(change::LabelArguments),
+    SetOrg(change::SetOrgArguments),
     StopUnknown(change::StopUnknownArguments),
     Approve(ApproveArguments),
     Revoke(RevokeArguments),
@@ -57,22 +73,58 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Uncordon(arguments)) => return change::uncordon(arguments).await,
         Some(Command::Drain(arguments)) => return change::drain(arguments).await,
         Some(Command::Label(arguments)) => return change::label(arguments).await,
+        Some(Command::SetOrg(arguments)) => return change::set_org(arguments).await,
         Some(Command::StopUnknown(arguments)) => return change::stop_unknown(arguments).await,
         Some(Command::Approve(arguments)) => return members::approve(role, arguments).await,
         Some(Command::Revoke(arguments)) => return members::revoke(role, arguments).await,
         Some(Command::RotateKeys(arguments)) => return members::rotate_keys(role, arguments).await,
         Some(Command::Remove(arguments)) => return change::remove(arguments).await,
     }
-    let nodes = arguments.cluster.connect()?.nodes().await?;
+    let client = arguments.cluster.connect()?;
+    let WantedLabel { key, value } = arguments.label.unwrap_or_default();
+    let query = NodesQuery {
+        region: arguments.region,
+        label: key,
+        value,
+        online: arguments.online,
+        ..NodesQuery::default()
+    };
+    if arguments.watch.watch {
+        let look = async || Ok(client.find_nodes(&query).await?);
+        return watch::show(arguments.format.format, look, table).await;
+    }
+    let nodes = client.find_nodes(&query).await?;
     if arguments.format.format == Format::Json {
         return output::json(&nodes);
     }
     if nodes.is_empty() {
+        if query != NodesQuery::default() {
+            note("no such nodes");
+            return Ok(());
+        }
         note("no nodes; `platform tokens create --role node` lets one join");
         return Ok(());
     }
     table(&nodes).print()?;
     Ok(())
+}
+
+/// A label that nodes are to have.
+#[derive(Debug, Clone, Default)]
+struct WantedLabel {
+    key: Option<LabelKey>,
+    value: Option<LabelValue>,
+}
+
+fn parse_label(text: &str) -> Result<WantedLabel, NameError> {
+    let (key, value) = match text.split_once('=') {
+        Some((key, value)) => (key, Some(value.parse()?)),
+        None => (text, None),
+    };
+    Ok(WantedLabel {
+        key: Some(key.parse()?),
+        value,
+    })
 }
 
 fn table(nodes: &[NodeRow]) -> Table {
@@ -123,6 +175,9 @@ fn table(nodes: &[NodeRow]) -> Table {
                 .map(|(key, value)| format!("{key}={value}"))
                 .collect();
             table.note(&format!("labels: {}", labels.join(", ")));
+        }
+        if let Some(org) = &node.org {
+            table.note(&format!("runs the apps of org {org} only"));
         }
         if let Some(driver) = driver {
             table.note(&format!("driver: {}", driver.reason));

@@ -1,19 +1,23 @@
 //! `platform ps`: the instances.
 
 use api::node::InstanceReport;
-use api::user::{EndedRow, InstanceRow};
+use api::user::{EndedRow, InstanceRow, InstancesQuery};
+use api_client::ApiClient;
 use clap::Args;
 use model::instance::{ExitEvent, InstanceState, Runs};
+use model::{NodeId, ProcessName};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table};
 use crate::units;
+use crate::watch::{self, WatchArguments};
 
 const EXAMPLES: &str = "\
 Examples:
   platform ps                        the app of ./platform.toml; without one, everything
   platform ps --app shop --env prod
+  platform ps --all --node n2 --watch   what a node runs, again and again
   platform ps --ended                what has ended of late, and how; `platform logs -i ID` has its log
   platform ps --all --format json";
 
@@ -29,6 +33,17 @@ pub(crate) struct Arguments {
     ended: bool,
     #[command(flatten)]
     which: EnvArguments,
+    /// Those of this process type
+    #[arg(long, short, value_name = "PROCESS")]
+    process: Option<ProcessName>,
+    /// Those on this node, by its number
+    #[arg(long, value_name = "NODE")]
+    node: Option<NodeId>,
+    /// Those that are healthy (`--ready`), or those that are not (`--ready=false`)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", conflicts_with = "ended")]
+    ready: Option<bool>,
+    #[command(flatten)]
+    watch: WatchArguments,
     #[command(flatten)]
     cluster: ClusterArguments,
     #[command(flatten)]
@@ -39,9 +54,23 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let scope = arguments.which.scope(arguments.all)?;
     let client = arguments.cluster.connect()?;
     let format = arguments.format.format;
+    let query = InstancesQuery {
+        app: scope.app.clone(),
+        env: scope.env.clone(),
+        process: arguments.process,
+        node: arguments.node,
+        ready: arguments.ready,
+        ..InstancesQuery::default()
+    };
+    if arguments.watch.watch {
+        return if arguments.ended {
+            watch::show(format, async || ended(&client, &query).await, ended_table).await
+        } else {
+            watch::show(format, async || running(&client, &query).await, table).await
+        };
+    }
     if arguments.ended {
-        let mut rows = client.ended_instances().await?;
-        rows.retain(|row| scope.keeps(&row.env));
+        let rows = ended(&client, &query).await?;
         return if rows.is_empty() && format == Format::Text {
             scope.nothing(&client, "recently ended instances").await
         } else if format == Format::Json {
@@ -50,11 +79,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             Ok(ended_table(&rows).print()?)
         };
     }
-    let mut rows = client.instances(None).await?;
-    rows.retain(|row| scope.keeps(&row.env));
-    rows.sort_by(|a, b| {
-        (&a.env, &a.process, a.release, a.id).cmp(&(&b.env, &b.process, b.release, b.id))
-    });
+    let rows = running(&client, &query).await?;
     if rows.is_empty() {
         scope.nothing(&client, "instances").await?;
     }
@@ -63,6 +88,22 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Format::Text if rows.is_empty() => Ok(()),
         Format::Text => Ok(table(&rows).print()?),
     }
+}
+
+async fn running(client: &ApiClient, query: &InstancesQuery) -> Result<Vec<InstanceRow>, Failure> {
+    let mut rows = client.find_instances(query).await?;
+    rows.sort_by(|a, b| {
+        (&a.env, &a.process, a.release, a.id).cmp(&(&b.env, &b.process, b.release, b.id))
+    });
+    Ok(rows)
+}
+
+async fn ended(client: &ApiClient, query: &InstancesQuery) -> Result<Vec<EndedRow>, Failure> {
+    let mut rows = client.find_ended_instances(query).await?;
+    rows.sort_by(|a, b| {
+        (&a.env, &a.process, a.ended_at, a.id).cmp(&(&b.env, &b.process, b.ended_at, b.id))
+    });
+    Ok(rows)
 }
 
 pub(crate) fn table(rows: &[InstanceRow]) -> Table {
@@ -78,6 +119,7 @@ pub(crate) fn table(rows: &[InstanceRow]) -> Table {
             match row.runs {
                 Runs::App => row.process.to_string(),
                 Runs::ReleaseCommand => format!("{} (release command)", row.process),
+                Runs::Command { .. } => format!("{} (command)", row.process),
             },
             row.release.to_string(),
             state(row),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use api::user::{MAX_SECRET_BYTES, SecretRow, SetSecretsRequest};
 use clap::{Args, Subcommand};
-use model::{BundleName, EnvKey};
+use model::{BundleName, EnvKey, OrgName};
 
 use crate::connection::{ClusterArguments, EnvArguments, Scope};
 use crate::failure::Failure;
@@ -51,6 +51,9 @@ pub(crate) struct SetArguments {
     /// Deploy the release that is wanted once more, so that it runs with the new version
     #[arg(long)]
     deploy: bool,
+    /// The org of a new app; it is needed where you may deploy in several
+    #[arg(long, value_name = "ORG", env = "PLATFORM_ORG", hide_env_values = true)]
+    org: Option<OrgName>,
     #[command(flatten)]
     which: EnvArguments,
     #[command(flatten)]
@@ -234,7 +237,7 @@ async fn set(arguments: SetArguments) -> Result<(), Failure> {
             .hint("write a name and a value: `PASSWORD=...`, `PASSWORD=@FILE`"));
     }
     let files = read_all(arguments.files, note)?;
-    let client = arguments.cluster.connect()?;
+    let client = arguments.cluster.connect()?.in_org(arguments.org);
     let request = SetSecretsRequest {
         set: files,
         unset: arguments.unset,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use api::enrollment::{EnrollRole, Member};
 use api::user::{CreateTokenRequest, CreateTokenResponse, TokenRow};
 use clap::{Args, Subcommand, ValueEnum};
+use model::OrgName;
 
 use super::members;
 use crate::connection::ClusterArguments;
@@ -17,6 +18,7 @@ Examples:
   platform tokens create                                prints the token, for one node
   platform tokens create --role edge --ttl 1h > token   `platform edge join --token-file token`
   platform tokens create --approve --region north       it waits for `platform nodes approve`
+  platform tokens create --org shop                     for a node that runs the apps of that org only
   platform tokens create --replaces n2                  for the machine that takes the place of n2
   platform tokens create --cloud-init > user-data       for a machine that joins at its first boot
 The token is shown once. It carries the server's URL and the fingerprint of the cluster's CA.";
@@ -48,6 +50,9 @@ pub(crate) struct CreateArguments {
     /// The machine takes the place of this node or edge, with its name, number and labels: it was wiped, or another one stands there
     #[arg(long, value_name = "MEMBER")]
     replaces: Option<String>,
+    /// The node runs the apps of this org only [default: of every org]
+    #[arg(long, value_name = "ORG")]
+    org: Option<OrgName>,
     /// The server's URL that the token carries, or those of several with commas between [default: what the server advertises]
     #[arg(long, value_name = "URL")]
     server: Option<String>,
@@ -121,6 +126,7 @@ async fn create(arguments: CreateArguments) -> Result<(), Failure> {
         region: arguments.region,
         approve: arguments.approve,
         replaces,
+        org: arguments.org,
         server: arguments.server,
         ..CreateTokenRequest::new(role, arguments.ttl.as_secs())
     };
@@ -191,6 +197,9 @@ fn table(tokens: &[TokenRow]) -> Table {
         ]);
         if token.approve {
             table.note("the machine waits for approval once it has joined");
+        }
+        if let Some(org) = &token.org {
+            table.note(&format!("the node runs the apps of org {org} only"));
         }
         if let Some(replaced) = token.replaces {
             let kind = match replaced {

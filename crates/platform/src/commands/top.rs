@@ -1,9 +1,7 @@
 //! `platform top`: CPU and memory that instances use, by their guests' stats.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{IsTerminal as _, Read as _};
-use std::os::fd::AsFd as _;
+use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use api::user::StatsRow;
@@ -11,14 +9,12 @@ use api_client::ApiClient;
 use clap::Args;
 use guest_protocol::GuestStats;
 use model::InstanceId;
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table};
 use crate::units::size;
+use crate::watch::{CLEAR, Ends};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,8 +24,6 @@ Examples:
 
 /// Time between two looks; the CPU's share is over this time.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// To the top left, and nothing below.
-const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Show what instances use: CPU, memory, disk, network
 #[derive(Debug, Args)]
@@ -41,6 +35,9 @@ pub(crate) struct Arguments {
     /// Print one table and end; so it is where output is no terminal
     #[arg(long)]
     once: bool,
+    /// Again and again, also where output is no terminal
+    #[arg(long, short, conflicts_with = "once")]
+    watch: bool,
     #[command(flatten)]
     which: EnvArguments,
     #[command(flatten)]
@@ -62,7 +59,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if before.rows.is_empty() {
         return Ok(());
     }
-    let once = arguments.once || !std::io::stdout().is_terminal();
+    let on_terminal = std::io::stdout().is_terminal();
+    let once = arguments.once || !on_terminal && !arguments.watch;
     // A share of the CPU needs two looks.
     let next = async || {
         tokio::time::sleep(INTERVAL).await;
@@ -78,96 +76,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             () = ends.asked() => return Ok(()),
         };
         let table = table(&before, &now);
-        output::write(CLEAR)?;
+        if on_terminal {
+            output::write(CLEAR)?;
+        }
         table.print()?;
         before = now;
-    }
-}
-
-/// What ends the display: `q`, Ctrl-C, SIGTERM. The terminal is given back, which a signal's own action would not do.
-struct Ends {
-    keys: Option<Keys>,
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Ends {
-    fn listen() -> Result<Self, Failure> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            keys: Keys::read()?,
-        })
-    }
-
-    /// Ready when the display is to end. What came before is not lost.
-    async fn asked(&mut self) {
-        let quit = async {
-            match &mut self.keys {
-                Some(keys) => keys.quit().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = quit => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-/// The keys of the terminal, one at a time and not shown. The terminal is as it was once this is dropped.
-struct Keys {
-    terminal: File,
-    before: Termios,
-    quit: mpsc::Receiver<()>,
-}
-
-impl Keys {
-    /// Nothing where standard input is no terminal.
-    fn read() -> Result<Option<Self>, Failure> {
-        let stdin = std::io::stdin();
-        if !stdin.is_terminal() {
-            return Ok(None);
-        }
-        let terminal = File::from(stdin.as_fd().try_clone_to_owned()?);
-        let before = tcgetattr(&terminal).map_err(std::io::Error::from)?;
-        let mut one_at_a_time = before.clone();
-        one_at_a_time
-            .local_modes
-            .remove(LocalModes::ICANON | LocalModes::ECHO);
-        tcsetattr(&terminal, OptionalActions::Now, &one_at_a_time).map_err(std::io::Error::from)?;
-        let (sender, quit) = mpsc::channel(1);
-        // A read of a terminal cannot be called off: the thread ends with the process.
-        std::thread::spawn(move || {
-            let mut key = [0];
-            let mut input = std::io::stdin().lock();
-            while matches!(input.read(&mut key), Ok(1)) {
-                if matches!(key, [b'q' | b'Q']) {
-                    let _ = sender.blocking_send(());
-                    return;
-                }
-            }
-        });
-        Ok(Some(Self {
-            terminal,
-            before,
-            quit,
-        }))
-    }
-
-    async fn quit(&mut self) {
-        if self.quit.recv().await.is_none() {
-            // Standard input has ended: no key will come.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-impl Drop for Keys {
-    fn drop(&mut self) {
-        // There is nobody to be told.
-        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
 }
 
@@ -180,8 +93,7 @@ struct Look {
 impl Look {
     async fn at(client: &ApiClient, arguments: &Arguments) -> Result<Self, Failure> {
         let scope = arguments.which.scope(arguments.all)?;
-        let mut rows = client.stats(None).await?;
-        rows.retain(|row| scope.keeps(&row.env));
+        let mut rows = client.stats(scope.app.as_ref(), scope.env.as_ref()).await?;
         rows.sort_by(|a, b| (&a.env, &a.process, a.id).cmp(&(&b.env, &b.process, b.id)));
         Ok(Self {
             at: Instant::now(),

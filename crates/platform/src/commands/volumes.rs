@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-use api::user::VolumeRow;
+use api::user::{VolumeRow, VolumesQuery};
 use api_client::ApiClient;
 use clap::{Args, Subcommand};
 use model::{AppName, EnvKey, EnvName, VolumeId};
@@ -71,12 +71,19 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         return delete(arguments).await;
     }
     let client = arguments.cluster.connect()?;
-    let mut volumes = client.volumes(None).await?;
     let scope = Scope {
         app: arguments.app,
         env: arguments.env,
     };
-    volumes.retain(|row| scope.keeps(&row.env));
+    let query = VolumesQuery {
+        app: scope.app.clone(),
+        env: scope.env.clone(),
+        ..VolumesQuery::default()
+    };
+    let mut volumes = client.find_volumes(&query).await?;
+    volumes.sort_by(|a, b| {
+        (&a.env, &a.process, a.ordinal, &a.name).cmp(&(&b.env, &b.process, b.ordinal, &b.name))
+    });
     if volumes.is_empty() {
         scope.nothing(&client, "volumes").await?;
         note("`[[processes.NAME.volumes]]` in a manifest makes some");

@@ -53,6 +53,8 @@ pub(crate) struct Cluster {
     server: SocketAddr,
     edge: SocketAddr,
     registry: SocketAddr,
+    /// Where each role tells its metrics.
+    metrics: [(&'static str, SocketAddr); 3],
     children: Vec<(&'static str, Child)>,
     vms: BTreeSet<String>,
     /// File systems that were mounted for it.
@@ -87,7 +89,7 @@ impl Cluster {
             rustix::process::geteuid().is_root(),
             "needs root; {SKIP}=1 leaves this test out"
         );
-        let [server, edge, registry] = free_ports();
+        let [server, edge, registry, of_server, of_node, of_edge] = free_ports();
         let mut cluster = Self {
             dir: tempfile::Builder::new()
                 .prefix("a clone ")
@@ -96,6 +98,7 @@ impl Cluster {
             server,
             edge,
             registry,
+            metrics: [("server", of_server), ("node", of_node), ("edge", of_edge)],
             children: Vec::new(),
             vms: BTreeSet::new(),
             mounts: Vec::new(),
@@ -313,6 +316,8 @@ impl Cluster {
                 .args(&self.node_arguments),
             _ => command.args(["--server", &server, "--listen", &self.edge.to_string()]),
         };
+        let metrics = self.metrics(words[0]).to_string();
+        command.args(["--metrics-listen", &metrics]);
         // Other clusters run on this machine at the same time.
         match words[0] {
             "node" => command.args(["--overlay-port", &self.server.port().to_string()]),
@@ -460,6 +465,12 @@ impl Cluster {
         wait_for("the edge to serve the app", || {
             self.get("/healthz").0 == 200
         });
+    }
+
+    /// Where a role tells its metrics.
+    pub(crate) fn metrics(&self, role: &str) -> SocketAddr {
+        let of_role = self.metrics.iter().find(|(name, _)| *name == role);
+        of_role.unwrap().1
     }
 
     pub(crate) fn edge(&self) -> SocketAddr {

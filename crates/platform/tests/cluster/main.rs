@@ -5,11 +5,14 @@
 
 mod bad_days;
 mod disk;
+mod events;
 mod forty;
 mod harness;
 mod hostile;
 mod init;
+mod metrics;
 mod proxy;
+mod run_forward;
 mod terminal;
 mod volumes;
 
@@ -51,6 +54,7 @@ fn an_image_is_deployed_scaled_replaced_and_leaves_nothing_behind() {
     });
 
     cluster.wait_until_served();
+    metrics::case_each_role_tells_what_it_does(&cluster);
     // The page, from both instances in turn, with the platform's variables in it.
     let mut answered = BTreeSet::new();
     for _ in 0..4 {

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-const INSIDE: &str = "PLATFORM_OVERLAY_TEST_INSIDE";
-/// The one switch that leaves these tests out, on a machine where they cannot run.
-const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
+/// Longest that the test takes.
+const LIMIT: Duration = Duration::from_mins(60);
 /// Longest wait for a condition: microVMs boot under TCG on two busy cores.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// Pause between two looks.
@@ -22,43 +21,16 @@ const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
 /// Runs the test `name` again, in namespaces of its own. True in those.
 pub(crate) fn isolated(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
+    if !test_namespaces::is_inside() && !test_namespaces::is_skipped() {
+        // Where there is still a network for its packages.
+        let made = Command::new(top().join("examples/images.sh"))
+            .arg("hello")
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "examples/images.sh: {errors}");
     }
-    if std::env::var_os(SKIP).is_some() {
-        eprintln!("SKIPPED: {SKIP} is set");
-        return false;
-    }
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "this test needs root; {SKIP}=1 leaves it out"
-    );
-    // Where there is still a network for its packages.
-    let made = Command::new(top().join("examples/images.sh"))
-        .arg("hello")
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&made.stderr);
-    assert!(made.status.success(), "examples/images.sh: {errors}");
-    let output = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private"])
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-        .args(["sh", "-ec"])
-        .arg("mount -t tmpfs tmpfs /run; exec \"$@\"")
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
-    eprintln!("{text}");
-    false
+    test_namespaces::isolated_after(name, ":", LIMIT)
 }
 
 pub(crate) struct Machines {
@@ -152,7 +124,7 @@ impl Machines {
         machines
     }
 
-    fn make_machine(name: &str, number: u32) {
+    pub(crate) fn make_machine(name: &str, number: u32) {
         run("ip", &["netns", "add", name]);
         ip(&format!(
             "link add p{number} netns switch type veth peer name eth0 netns {name}"

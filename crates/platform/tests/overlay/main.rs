@@ -1,8 +1,10 @@
 //! Several machines: instances that find and reach each other by name over the overlay, and nothing that they may not.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod damage;
 mod doctor;
 mod hub_death;
+mod lying_node;
 mod machines;
 mod partition;
 mod roaming;

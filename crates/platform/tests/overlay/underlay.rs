@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::machines::{Machines, isolated, wait_for};
-use crate::{fetch, hub_death, manifest, partition, roaming};
+use crate::{damage, fetch, hub_death, lying_node, manifest, partition, roaming};
 
 /// Two instances on different nodes that talk: one is the worker, which speaks first.
 pub(crate) struct Talk {
@@ -16,7 +16,7 @@ pub(crate) struct Talk {
 }
 
 /// The node behind a NAT.
-const BEHIND_NAT: &str = "n5";
+pub(crate) const BEHIND_NAT: &str = "n5";
 
 #[test]
 fn the_overlay_goes_on_whatever_happens_to_the_network_below() {
@@ -54,9 +54,12 @@ fn the_overlay_goes_on_whatever_happens_to_the_network_below() {
     let talk = talk_with(&|node| node != worker && node != BEHIND_NAT);
     for (what, scenario) in [
         ("a partition", partition::run as fn(&mut Machines, &Talk)),
+        ("damage", damage::run),
         ("roaming", roaming::run),
         ("smaller underlays", roaming::smaller_underlays),
         ("a dead hub", hub_death::run),
+        // The last: a node is revoked.
+        ("a lying node", lying_node::run),
     ] {
         let begun = Instant::now();
         scenario(&mut machines, &talk);

@@ -2,15 +2,11 @@
 //! its own, so that the machine is never touched.
 #![allow(dead_code, reason = "not every test uses all of it")]
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, TXT};
@@ -20,69 +16,19 @@ use model::{EnvNetwork, InstanceId, NodeId};
 use overlay::address_plan::instance_address;
 use resolver::agent::ResolverOptions;
 use resolver::names::{Client, NamedInstance, NamedPort, Update};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use test_namespaces::shell;
 
-const INSIDE: &str = "RESOLVER_TEST_INSIDE";
-/// The one switch that leaves privileged tests out, on a machine where they cannot run.
-const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
-/// Longest wait for what comes at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const CLUSTER: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0);
 pub(crate) const SHOP: EnvNetwork = EnvNetwork(0x10);
 pub(crate) const BANK: EnvNetwork = EnvNetwork(0x20);
 
-/// Runs the test `name` again, in namespaces of its own. True in those.
-pub(crate) fn isolated(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    if std::env::var_os(SKIP).is_some() {
-        eprintln!("SKIPPED: {SKIP} is set");
-        return false;
-    }
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "this test needs root; {SKIP}=1 leaves it out"
-    );
-    let output = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private"])
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-        .args(["sh", "-ec"])
-        .arg("mount -t tmpfs tmpfs /run; exec \"$@\"")
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--include-ignored"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
-    if name.starts_with("bench") {
-        eprintln!("{text}");
-    }
-    false
-}
-
-/// Runs a command to its end; its output.
-pub(crate) fn sh(script: &str) -> String {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script}: {text}{errors}");
-    text
-}
-
 /// The machine: a namespace `node` in which 192.0.0.3 is local, and guests 1 and 2 that reach it from 100.64.0.1 and 100.64.0.2.
 pub(crate) fn machine() -> ResolverOptions {
-    sh(
+    shell(
         "ip link set lo up; ip netns add node; ip -n node link set lo up; ip -n node addr add 192.0.0.3/32 dev lo",
     );
     for guest in [1, 2] {
-        sh(&format!(
+        shell(&format!(
             "ip netns add guest{guest}; ip link add n{guest} netns node type veth peer name eth0 netns guest{guest}
              ip -n node link set n{guest} up; ip -n node route add 100.64.0.{guest} dev n{guest}
              ip -n guest{guest} link set eth0 up; ip -n guest{guest} addr add 100.64.0.{guest}/32 dev eth0
@@ -106,7 +52,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 
 /// What a command in a guest writes.
 pub(crate) fn in_guest(guest: u32, command: &str) -> String {
-    sh(&format!("ip netns exec guest{guest} {command}"))
+    shell(&format!("ip netns exec guest{guest} {command}"))
 }
 
 /// The answer that `dig` gets in a guest: the code, and the records without TTL and class.
@@ -125,14 +71,6 @@ pub(crate) fn dig(guest: u32, question: &str) -> String {
         }
     }
     answer
-}
-
-pub(crate) fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !is() {
-        assert!(Instant::now() < until, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 pub(crate) fn instance(
@@ -178,19 +116,6 @@ pub(crate) fn names(servers: &[SocketAddr]) -> Update {
         .into(),
         servers: Some(servers.to_vec()),
     }
-}
-
-/// Does something in a namespace, on a thread of its own.
-pub(crate) fn within<T: Send + 'static>(
-    namespace: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> T {
-    let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
-    let thread = std::thread::spawn(move || {
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-        body()
-    });
-    thread.join().unwrap()
 }
 
 /// What a name server of the machine does.

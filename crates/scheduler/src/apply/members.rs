@@ -50,6 +50,11 @@ pub(super) fn enroll(
     member: &NewMember,
     now: Timestamp,
 ) -> Result<Changes, Refused> {
+    let (named, key) = match member {
+        NewMember::Node(id, node) => (Member::Node(*id), node.wireguard_key.as_ref()),
+        NewMember::Edge(id, edge) => (Member::Edge(*id), edge.wireguard_key.as_ref()),
+    };
+    check_wireguard_key(cluster, named, key)?;
     let unused = |token: &&TokenRecord| token.used.is_none();
     let token = cluster.tokens.get(&hash).filter(unused);
     let mut token = token.ok_or(Refused::TokenSpent)?.clone();
@@ -198,6 +203,7 @@ pub(super) fn set_underlay(
     if matches!(identity.approval, Approval::Revoked { .. }) {
         return Err(Refused::MemberRevoked(member));
     }
+    check_wireguard_key(cluster, member, wireguard_key)?;
     match member {
         Member::Node(id) => change_node(cluster, id, |node| {
             node.underlay = Some(underlay);
@@ -359,6 +365,9 @@ pub(super) fn set_keys(
     if !fits {
         return Err(Refused::KeyTaken(member));
     }
+    if let KeyChange::Next { wireguard_key, .. } = change {
+        check_wireguard_key(cluster, member, wireguard_key.as_ref())?;
+    }
     match change {
         KeyChange::Record(key) => change_identity(cluster, member, |identity| {
             identity.key = Some(key.clone());
@@ -378,6 +387,19 @@ pub(super) fn set_keys(
             identity.next_key = None;
             identity.rotate_since = None;
         }),
+    }
+}
+
+/// A key of WireGuard is one member's: with another's, a member would be taken for that by all others.
+fn check_wireguard_key(
+    cluster: &ClusterState,
+    member: Member,
+    key: Option<&String>,
+) -> Result<(), Refused> {
+    let holder = key.and_then(|key| cluster.member_keys.member_with_wireguard_key(key));
+    match holder {
+        Some(holder) if holder != member => Err(Refused::WireguardKeyTaken(member)),
+        _ => Ok(()),
     }
 }
 

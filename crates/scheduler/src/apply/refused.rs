@@ -1,5 +1,6 @@
 //! Why commands are not carried out.
 
+use crate::access::AccessRefused;
 use api::enrollment::Member;
 use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
 
@@ -60,6 +61,12 @@ pub enum Refused {
     /// Another member has the key, or the member's keys are others than those that the change is of.
     #[error("{0} cannot have this key")]
     KeyTaken(Member),
+    /// Another member has the key of WireGuard: with it, this one would take its packets.
+    #[error("{0} cannot have this WireGuard key: another member has it")]
+    WireguardKeyTaken(Member),
+    /// Who may do what does not change so.
+    #[error(transparent)]
+    Access(#[from] AccessRefused),
     /// There is no such token.
     #[error("there is no such enrollment token")]
     NoToken,

@@ -234,3 +234,55 @@ fn a_deleted_env_takes_what_was_written_of_it_before_along() {
     assert_eq!(stored.envs, cluster.envs);
     assert!(all.releases.is_empty() && all.envs.is_empty());
 }
+
+/// Failed, reverted and overtaken releases are nothing to go back to.
+#[test]
+fn how_rollouts_ended_is_kept_as_long_as_their_releases() {
+    let mut cluster = cluster(1);
+    let env = key("shop/prod");
+    let end = |cluster: &mut ClusterState, phase| {
+        deploy(
+            cluster,
+            "shop/prod",
+            manifest(&[("web", process(1))]),
+            Timestamp(0),
+        );
+        let mut rollout = cluster.envs.get(&env).unwrap().rollout.clone();
+        if phase != RolloutPhase::Rolling {
+            rollout.phase = phase;
+            if phase == RolloutPhase::Reverted {
+                rollout.wanted = rollout.previous.unwrap();
+            }
+            let env = env.clone();
+            apply(cluster, &Action::SetRollout { env, rollout }.into()).unwrap();
+        }
+    };
+    let phases = [
+        RolloutPhase::Done,
+        RolloutPhase::Failed,
+        RolloutPhase::Rolling,
+        RolloutPhase::Reverted,
+        RolloutPhase::Done,
+    ];
+    for phase in phases {
+        end(&mut cluster, phase);
+    }
+    let outcomes = |cluster: &ClusterState| cluster.envs.get(&env).unwrap().outcomes.clone();
+    let mut expected: BTreeMap<_, _> = (1..).map(ReleaseNumber).zip(phases).collect();
+    expected.insert(ReleaseNumber(3), RolloutPhase::Superseded);
+    assert_eq!(outcomes(&cluster), expected);
+    let before = |number| {
+        cluster
+            .envs
+            .get(&env)
+            .unwrap()
+            .before(ReleaseNumber(number))
+    };
+    assert_eq!(before(5), Some(ReleaseNumber(1)));
+    assert_eq!(before(1), None);
+    for _ in 0..MAX_RELEASES {
+        end(&mut cluster, RolloutPhase::Done);
+    }
+    let kept: Vec<_> = (cluster.envs.get(&env).unwrap().releases.keys().copied()).collect();
+    assert_eq!(outcomes(&cluster).into_keys().collect::<Vec<_>>(), kept);
+}

@@ -24,6 +24,8 @@ const NAMED: usize = 5;
 const MIN_ECHOES: u32 = 5;
 const MIN_LOST: u32 = 2;
 const MIN_LOST_PERCENT: u32 = 10;
+/// The least size at which a link shows whether Packet Too Big comes back, in bytes: members send what is 8 bytes larger than the least MTU, and find sizes up to 4 bytes.
+const TOO_BIG_BYTES: u32 = 1280 + 8 + 4;
 /// Kinds of links, as `ip -d link` names them, that are tunnels.
 const TUNNELS: [&str; 16] = [
     "wireguard",
@@ -193,7 +195,9 @@ impl<'a> Findings<'a> {
 
     /// Whether anybody reaches a member that did not measure. Where nobody does, its own finding says so.
     fn is_lost_to_all(&self, number: NodeId) -> bool {
+        // The finding of one that is too old is no error: that nobody reaches it is.
         !self.has_measured(number)
+            && self.states.get(&number) != Some(&MeasurementState::TooOld)
             && !self
                 .links()
                 .any(|measured| measured.to == number && measured.link.echoes.answered > 0)
@@ -300,6 +304,14 @@ impl<'a> Findings<'a> {
         let has_no_endpoint =
             |number: &NodeId| placed(number).is_some_and(|placed| placed.endpoint.is_none());
         let numbers = std::iter::once(common).chain(others.iter().copied());
+        let is_edge = |number: NodeId| {
+            placed(&number).is_some_and(|placed| matches!(placed.member, Member::Edge(_)))
+        };
+        let mend = if numbers.clone().any(is_edge) {
+            "forward the port of the edge, and say where by `platform edge join --advertise`: hubs relay nothing of edges"
+        } else {
+            "`platform network set --mode hubs` has them meet at a hub; or forward the port and say where by `platform node join --advertise`"
+        };
         if has_no_endpoint(&common) && others.iter().all(has_no_endpoint) {
             self.add(
                 "no_endpoint",
@@ -308,7 +320,7 @@ impl<'a> Findings<'a> {
                 [
                     format!("nobody knows where {name} and {names} are reached: neither can call the other"),
                     "both are behind a NAT that forwards nothing, or did not say how they are reached".to_owned(),
-                    "`platform network set --mode hubs` has them meet at a hub; or forward the port and say where by `platform node join --advertise`".to_owned(),
+                    mend.to_owned(),
                 ],
             );
             return;
@@ -362,10 +374,24 @@ impl<'a> Findings<'a> {
         )
     }
 
+    /// The links of which this is so at either end, whatever the other says.
+    fn pairs_of(&self, is: impl Fn(&LinkMeasurement) -> bool) -> BTreeSet<(NodeId, NodeId)> {
+        let are = self.links().filter(|of| is(of.link));
+        are.map(|of| (of.from.min(of.to), of.from.max(of.to)))
+            .collect()
+    }
+
     /// Nodes of which no Packet Too Big comes back.
     fn of_packet_too_big(&mut self) {
+        // Where what is to be answered is lost by its size, or as others are, it says nothing.
+        let lost_otherwise = self.pairs_of(|link| {
+            link.mtu.is_none_or(|size| size < TOO_BIG_BYTES) || lost_percent(link).is_some()
+        });
         let lost = self.links().filter(|measured| {
-            measured.link.packet_too_big == Some(false) && self.has_measured(measured.to)
+            let (from, to) = (measured.from, measured.to);
+            measured.link.packet_too_big == Some(false)
+                && self.has_measured(to)
+                && !lost_otherwise.contains(&(from.min(to), from.max(to)))
         });
         let lost: Vec<_> = lost
             .map(|measured| (End::From(measured.from), End::To(measured.to)))
@@ -394,19 +420,24 @@ impl<'a> Findings<'a> {
     fn of_segments(&mut self) {
         let (mut large, mut none) = (Vec::new(), Vec::new());
         // Where packets of the whole size are lost, so are segments.
-        let too_large: BTreeSet<(NodeId, NodeId)> = self
-            .links()
-            .filter(|of| of.link.mtu.is_some_and(|size| size < self.overview.mtu))
-            .map(|of| (of.from.min(of.to), of.from.max(of.to)))
-            .collect();
+        let mtu = self.overview.mtu;
+        let too_large = self.pairs_of(|link| link.mtu.is_some_and(|size| size < mtu));
+        // Where packets are lost, TCP is slow: many segments take too long then, whatever the kernel does to them.
+        let lossy = self.pairs_of(|link| link.echoes.answered < link.echoes.sent);
+        let very_lossy = self.pairs_of(|link| lost_percent(link).is_some());
         for Measured { from, to, link } in self.links() {
+            let pair = (from.min(to), from.max(to));
             // One that does not measure answers nothing.
-            if too_large.contains(&(from.min(to), from.max(to))) || !self.has_measured(to) {
+            if too_large.contains(&pair) || !self.has_measured(to) {
                 continue;
             }
             match link.segments {
-                Some(segments) if !segments.single => none.push((from, to)),
-                Some(segments) if !segments.large => large.push((from, to)),
+                Some(segments) if !segments.single && !very_lossy.contains(&pair) => {
+                    none.push((from, to));
+                }
+                Some(segments) if segments.single && !segments.large && !lossy.contains(&pair) => {
+                    large.push((from, to));
+                }
                 _ => {}
             }
         }

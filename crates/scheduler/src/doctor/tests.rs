@@ -94,6 +94,7 @@ fn check(found: &[NetworkFinding], expected: &Expect) {
         let severity = match finding.severity {
             FindingSeverity::Error => "error",
             FindingSeverity::Warning => "warning",
+            FindingSeverity::Note => "note",
         };
         let members: Vec<_> = finding.members.iter().map(ToString::to_string).collect();
         text += &format!(
@@ -285,7 +286,7 @@ fn an_underlay_below_1360_is_named_whatever_the_mtu_is() {
 
 #[test]
 fn a_lost_packet_too_big_mangled_segments_and_loss_are_named() {
-    let (overview, mut members) = mesh(3);
+    let (overview, mut members) = mesh(4);
     let link = LinkMeasurement {
         packet_too_big: Some(false),
         ..well()
@@ -297,10 +298,14 @@ fn a_lost_packet_too_big_mangled_segments_and_loss_are_named() {
             single: true,
             large: false,
         }),
-        echoes: echoes(10, 6),
         ..well()
     };
     set(&mut members, 2, 1, mangled);
+    let lossy = LinkMeasurement {
+        echoes: echoes(10, 6),
+        ..well()
+    };
+    set(&mut members, 4, 1, lossy);
     let none = LinkMeasurement {
         segments: Some(Segments {
             single: false,
@@ -324,8 +329,8 @@ fn a_lost_packet_too_big_mangled_segments_and_loss_are_named() {
               echoes come back between web-1 and web-3, and what TCP sends does not, not even segment by segment
               a rule on one of the machines drops TCP in the tunnel, or something on the way changes packets
               look for rules about TCP in `nft list ruleset` of both machines and of their network namespaces `platform-..`; a restart of the agent loads its own rules again
-            warning loss [n1 n2]
-              up to 40% of the echoes between web-1 and web-2 are lost
+            warning loss [n1 n4]
+              up to 40% of the echoes between web-1 and web-4 are lost
               the network between them is overloaded or broken, or one of the machines is
               run this again, then look at the load of the machines, and at the network by `ping` and `mtr` outside of the tunnel
         "#]],
@@ -385,9 +390,9 @@ fn members_that_did_not_measure_are_named_with_what_others_see_of_them() {
               its agent hangs, its connection to the server broke, or its machine is down
               see that its agent runs: `systemctl status platform-node`, `journalctl -u platform-node` on the machine
             error not_asked [n4]
-              web-4 does not call the server, or cannot measure; nobody who tried reaches it in the tunnel
-              its machine is down, it does not reach the server, or its `platform` is older than the server's
-              see that its agent runs: `systemctl status platform-node`, `journalctl -u platform-node` on the machine; upgrade `platform` there where it is older
+              web-4 does not call the server; nobody who tried reaches it in the tunnel
+              its machine is down, or it does not reach the server
+              see that its agent runs: `systemctl status platform-node`, `journalctl -u platform-node` on the machine
             error udp_blocked [n1 n3]
               no packet arrives between web-1 and web-3, either way
               UDP is blocked between them, there is no route, or the recorded endpoint is not where they are
@@ -485,7 +490,7 @@ fn topology_of(count: u16, mode: Mode) -> Topology {
         };
         (NodeId(number), member)
     });
-    Topology::new(&members.collect(), mode, &BTreeSet::new())
+    Topology::new(&members.collect(), mode, &topology::HubFaults::default())
 }
 
 #[test]
@@ -528,4 +533,114 @@ fn with_hubs_each_reaches_some_of_the_others_and_everybody_is_reached_in_every_r
         seen.insert(all[&NodeId(200)].relayed.clone());
     }
     assert_eq!(seen.len(), 3, "others in each run");
+}
+
+fn codes(found: &[NetworkFinding]) -> Vec<&str> {
+    found.iter().map(|finding| finding.code.as_str()).collect()
+}
+
+#[test]
+fn loss_is_no_kernel_that_mangles_segments_and_no_rule_against_icmp() {
+    let (overview, mut members) = mesh(2);
+    let of_segments = |single, large| Some(Segments { single, large });
+    for (lost, expected) in [
+        (0, vec!["too_big_lost", "large_segments_lost"]),
+        // Too little to speak of, and enough for TCP to be slow.
+        (1, vec!["too_big_lost"]),
+        (4, vec!["loss"]),
+    ] {
+        let link = LinkMeasurement {
+            echoes: echoes(10, 10 - lost),
+            segments: of_segments(true, false),
+            packet_too_big: Some(false),
+            ..well()
+        };
+        set(&mut members, 2, 1, link);
+        assert_eq!(codes(&findings(&overview, &members)), expected, "{lost}");
+    }
+    let link = LinkMeasurement {
+        echoes: echoes(10, 6),
+        segments: of_segments(false, false),
+        ..well()
+    };
+    set(&mut members, 2, 1, link);
+    assert_eq!(codes(&findings(&overview, &members)), ["loss"]);
+    // The other end sees the loss.
+    set(
+        &mut members,
+        2,
+        1,
+        LinkMeasurement {
+            segments: of_segments(true, false),
+            ..well()
+        },
+    );
+    set(
+        &mut members,
+        1,
+        2,
+        LinkMeasurement {
+            echoes: echoes(10, 7),
+            ..well()
+        },
+    );
+    assert_eq!(codes(&findings(&overview, &members)), ["loss"]);
+}
+
+#[test]
+fn a_packet_too_big_that_could_not_be_asked_for_is_not_lost() {
+    let (overview, mut members) = mesh(2);
+    for (mtu, expected) in [
+        (1279, vec!["mtu_below_least"]),
+        (1280, vec!["mtu_too_large"]),
+        (1380, vec!["mtu_too_large", "too_big_lost"]),
+    ] {
+        let link = LinkMeasurement {
+            mtu: Some(mtu),
+            packet_too_big: Some(false),
+            segments: None,
+            ..well()
+        };
+        set(&mut members, 2, 1, link);
+        assert_eq!(codes(&findings(&overview, &members)), expected, "{mtu}");
+    }
+}
+
+#[test]
+fn one_that_is_too_old_to_measure_is_a_note_and_one_that_nobody_reaches_is_not() {
+    let (overview, mut members) = mesh(3);
+    members[2].state = MeasurementState::TooOld;
+    members[2].links.clear();
+    check(
+        &findings(&overview, &members),
+        &expect![[r#"
+            note too_old [n3]
+              web-3 measured nothing; it is reached in the tunnel by web-1, web-2
+              its `platform` is older than the server's, and does not measure
+              upgrade `platform` there
+        "#]],
+    );
+    for from in [1, 2] {
+        set(&mut members, from, 3, silent(0));
+    }
+    let found = findings(&overview, &members);
+    assert_eq!(codes(&found), ["udp_blocked", "too_old"]);
+}
+
+#[test]
+fn edges_are_not_asked_to_reach_each_other_by_hubs() {
+    let mode = Mode::Hubs { local_mesh: 0 };
+    let members = (1..=40).map(|number| {
+        let member = topology::Member {
+            is_edge: number > 36,
+            ..topology::Member::default()
+        };
+        (NodeId(number), member)
+    });
+    let topology = Topology::new(&members.collect(), mode, &topology::HubFaults::default());
+    for (member, request) in requests(&topology, mode, None, 7, 30_000) {
+        let is_edge = |number: &NodeId| number.0 > 36;
+        assert!(!request.relayed.iter().any(is_edge), "{member}");
+        assert!(!is_edge(&member) || request.relayed.is_empty());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{LabelKey, LabelValue, NodeId};
+use model::{LabelKey, LabelValue, NodeId, OrgName};
 
 use super::demand::Demand;
 use super::reasons::IneligibleReason;
@@ -18,6 +18,7 @@ pub(super) struct NodeClass {
     pub(super) region: String,
     arch: String,
     labels: BTreeMap<LabelKey, LabelValue>,
+    org: Option<OrgName>,
 }
 
 impl NodeClass {
@@ -26,6 +27,7 @@ impl NodeClass {
             region: node.region.clone(),
             arch: node.hardware.arch.clone(),
             labels: node.labels.clone(),
+            org: node.org.clone(),
         }
     }
 
@@ -38,6 +40,9 @@ impl NodeClass {
 
     /// Why no node of the class takes the instance.
     pub(super) fn refusal(&self, demand: &Demand<'_>) -> Option<IneligibleReason> {
+        if self.org.is_some() && self.org.as_ref() != demand.org {
+            return Some(IneligibleReason::Org);
+        }
         if !demand.archs.contains(&self.arch.as_str()) {
             return Some(IneligibleReason::Architecture {
                 arch: self.arch.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use api::enrollment::{Hardware, InstanceOverhead};
 use model::instance::InstanceSpec;
-use model::{EnvKey, NodeId, ProcessName};
+use model::{EnvKey, NodeId, OrgName, ProcessName};
 
 use crate::cluster_state::CountedAs;
 use crate::node_protocol::NeededProtocol;
@@ -84,6 +84,8 @@ pub struct Demand<'a> {
     pub env: &'a EnvKey,
     /// The process type.
     pub process: &'a ProcessName,
+    /// The org that owns the app; absent: nobody does.
+    pub org: Option<&'a OrgName>,
     /// What it needs, wherever it goes: its scratch disk and the volumes that are still to be made.
     pub needs: Resources,
     /// The architectures that the release has an image for.
@@ -103,6 +105,7 @@ pub struct Demand<'a> {
 pub(crate) struct Unplaced {
     pub(super) env: EnvKey,
     pub(super) process: ProcessName,
+    pub(super) org: Option<OrgName>,
     pub(super) needs: Resources,
     pub(super) archs: Vec<String>,
     pub(super) region: Option<String>,
@@ -123,6 +126,7 @@ impl Unplaced {
         Self {
             env: demand.env.clone(),
             process: demand.process.clone(),
+            org: demand.org.cloned(),
             needs: demand.needs,
             archs: demand.archs.iter().map(|arch| (*arch).to_owned()).collect(),
             region: demand.region.map(str::to_owned),

@@ -22,6 +22,9 @@ pub enum IneligibleReason {
     /// A user drains it.
     #[error("it is being drained")]
     Draining,
+    /// It runs the apps of one org only, and the app is another's. Which one is told to nobody who cannot see nodes.
+    #[error("it runs the apps of another org only")]
+    Org,
     /// The image has nothing for it.
     #[error("it is {arch}, the image is for {has}")]
     Architecture {
@@ -89,6 +92,7 @@ impl IneligibleReason {
             Self::Memory { .. } => "are short of memory",
             Self::Disk(_) => "are short of disk",
             Self::Cpu { .. } => "are short of CPU",
+            Self::Org => "run the apps of another org only",
             Self::Region { .. } => "are in another region",
             Self::Label { .. } => "do not have the labels",
             Self::Architecture { .. } => "have another architecture",
@@ -214,6 +218,7 @@ impl PlacementError {
             | IneligibleReason::NotHeardYet
             | IneligibleReason::Cordoned
             | IneligibleReason::Draining
+            | IneligibleReason::Org
             | IneligibleReason::Protocol { .. } => false,
             IneligibleReason::Architecture { .. }
             | IneligibleReason::Region { .. }

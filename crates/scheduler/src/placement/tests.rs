@@ -25,6 +25,7 @@ fn check_pinned(
         labels: &BTreeMap::new(),
         env: &key("shop/prod"),
         process: &name("web"),
+        org: None,
         needs: Resources {
             cpu_millis: 100,
             memory_bytes: memory_mib * MIB,
@@ -55,6 +56,7 @@ fn what_an_older_agent_would_ignore_goes_to_nodes_that_do_it() {
             labels: &BTreeMap::new(),
             env: &key("shop/prod"),
             process: &name("web"),
+            org: None,
             needs: Resources::default(),
             archs: &["amd64"],
             region: None,
@@ -256,6 +258,7 @@ fn case_disk_is_promised_like_memory() {
         labels: &BTreeMap::new(),
         env: &env,
         process: &process,
+        org: None,
         needs,
         archs: &["amd64"],
         region: None,
@@ -354,6 +357,7 @@ fn spread(regions: &[&str], asked: Option<&str>) -> Vec<u16> {
             labels: &BTreeMap::new(),
             env: &key("shop/prod"),
             process: &name("web"),
+            org: None,
             needs: Resources::default(),
             archs: &["amd64"],
             region: asked,
@@ -392,6 +396,7 @@ fn case_a_region_without_room_and_too_many_cpu_requests_are_reasons() {
             labels: &BTreeMap::new(),
             env: &key("shop/prod"),
             process: &name("web"),
+            org: None,
             needs: Resources {
                 cpu_millis,
                 ..Resources::default()
@@ -438,6 +443,7 @@ fn case_an_instance_goes_to_a_node_with_all_of_its_labels() {
         let chosen = placement.choose(&Demand {
             env: &key("shop/prod"),
             process: &name("web"),
+            org: None,
             needs: Resources::default(),
             archs: &["amd64"],
             region: None,

@@ -142,7 +142,9 @@ fn planner_measurements() {
         let key: EnvKey = crate::fixtures::key(&env(number));
         let scale = [(name("web"), PER_ENV + 1)].into();
         let command = Command::SetScale { env: key, scale };
-        leader.execute(&[command]).unwrap();
+        leader
+            .execute(&crate::fixtures::origin(), &[command])
+            .unwrap();
         let actions = leader.plan_next(Timestamp(2), &mut draw).unwrap();
         assert_eq!(created(&actions), 1);
         let batch = leader.take_batch();
@@ -152,6 +154,30 @@ fn planner_measurements() {
         "one more instance: {:.1?} of CPU",
         cpu().saturating_sub(started) / rounds
     );
+    for round in 1..=5 {
+        let nodes: Vec<_> = leader.state().nodes.keys().copied().collect();
+        let now = Timestamp(round * 60_000);
+        let started = cpu();
+        for node in &nodes {
+            leader.set_heard(*node, None, now);
+        }
+        for node in &nodes {
+            let (node, at) = (*node, now);
+            let seen = Command::SetSeen { node, at };
+            leader.execute(&crate::fixtures::origin(), &[seen]).unwrap();
+        }
+        for node in &nodes {
+            leader.set_heard(*node, Some(3), now);
+        }
+        let batch = leader.take_batch();
+        leader.commit(&batch);
+        println!(
+            "{} nodes lapse and are back, {} events: {:.1?} of CPU",
+            nodes.len(),
+            batch.changes.events.len(),
+            cpu().saturating_sub(started)
+        );
+    }
 }
 
 /// xorshift64, so that each run is the same.

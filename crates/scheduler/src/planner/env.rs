@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 
 use api::user::RolloutPhase;
+use model::instance::Runs;
 use model::{EnvKey, ProcessName};
 
+use super::command;
 use super::release_command::{self, Progress};
 use super::task::Task;
 use super::view::{Goal, InstanceView, deploy_of, terminate, views};
@@ -37,7 +39,9 @@ pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
     if env.destroying {
         return destroy(planner, key, &all);
     }
-    let commands: Vec<_> = all.iter().filter(|view| !view.runs.is_app()).collect();
+    command::end(planner, &all);
+    let is_release_command = |view: &&InstanceView| view.runs == Runs::ReleaseCommand;
+    let commands: Vec<_> = all.iter().filter(is_release_command).collect();
     let progress = release_command::advance(planner, env, (key, &rollout), &commands, evaluator);
     let (rollout, all, mut findings) = match progress {
         Progress::NothingToDo => (rollout, all, Vec::new()),

@@ -367,6 +367,8 @@ fn case_an_instance_whose_volume_goes_with_a_removed_node_is_made_elsewhere_at_o
         lost: true,
         now: NOW,
     };
-    leader.execute(&[removed]).unwrap();
+    leader
+        .execute(&crate::fixtures::origin(), &[removed])
+        .unwrap();
     assert_eq!(made(&mut leader), 1);
 }

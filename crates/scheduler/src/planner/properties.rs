@@ -206,6 +206,13 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
                 if is_web && !has_volumes && id % 4 == 0 {
                     std::sync::Arc::make_mut(&mut instance.spec).runs = Runs::ReleaseCommand;
                 }
+                if !has_volumes && id % 7 == 3 {
+                    let runs = &mut std::sync::Arc::make_mut(&mut instance.spec).runs;
+                    *runs = Runs::Command {
+                        attached: id % 2 == 0,
+                        ends_at: Timestamp(10_000_000),
+                    };
+                }
                 instance.phase = phase;
                 instance.created_at = Timestamp(created_at);
                 instance.report = said.map(|(state, restarts, code)| InstanceReport {
@@ -350,7 +357,7 @@ fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
             Command::Report { node, report, now }
         }
     };
-    let _ = leader.execute(&[command]);
+    let _ = leader.execute(&crate::fixtures::origin(), &[command]);
 }
 
 proptest! {
@@ -387,6 +394,8 @@ proptest! {
             leader.prune(now);
             prop_assert_eq!(leader.state(), &leader.decided(), "after {:?}", event);
             let batch = leader.take_batch();
+            let told = crate::events::check::check(&stored, &batch.changes);
+            prop_assert_eq!(told, Ok(()), "after {:?}", event);
             batch.changes.patch(&mut stored);
             leader.commit(&batch);
             stored.hear_as(&batch.after);
@@ -407,6 +416,7 @@ proptest! {
         let chosen = Placement::new(&before.0).choose(&Demand {
             env: &key("shop/prod"),
             process: &name("web"),
+            org: None,
             needs: Resources {
                 cpu_millis: cpu * 4000,
                 memory_bytes: memory * MIB,

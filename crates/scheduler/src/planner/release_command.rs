@@ -103,7 +103,7 @@ pub(super) fn advance(
             process,
             wanted: 1,
         };
-        return match task.make_one(planner, Runs::ReleaseCommand, None) {
+        return match task.make_one(planner, (Runs::ReleaseCommand, None), None) {
             Ok(()) => with(ReleaseCommand::Started),
             Err(why) if task.is_too_late(&why, planner) => fails(format!(
                 "the release command of {process} cannot run: {why}"

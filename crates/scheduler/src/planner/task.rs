@@ -207,7 +207,7 @@ impl Task<'_> {
         };
         let missing = missing.min(may_come);
         if !self.is_numbered() {
-            return (0..missing).try_for_each(|_| self.make_one(planner, Runs::App, None));
+            return (0..missing).try_for_each(|_| self.make_one(planner, (Runs::App, None), None));
         }
         // An instance on an offline node holds its ordinal too.
         let holders = self.holders(planner);
@@ -219,16 +219,16 @@ impl Task<'_> {
                 return self.wait_for_a_holder(planner, &holders);
             };
             let known = volumes.remove(&ordinal).unwrap_or_default();
-            self.make_one(planner, Runs::App, Some((ordinal, known)))?;
+            self.make_one(planner, (Runs::App, None), Some((ordinal, known)))?;
         }
         Ok(())
     }
 
-    /// Creates one instance, on a node that has room for it: that of the volumes which its ordinal has.
+    /// Creates one instance, on a node that has room for it: that of the volumes which its ordinal has. `command` is that of a user.
     pub(super) fn make_one(
         &self,
         planner: &mut Pass<'_, '_>,
-        runs: Runs,
+        (runs, command): (Runs, Option<&[String]>),
         numbered: Option<(u32, KnownVolumes)>,
     ) -> Result<(), Blocked> {
         let (ordinal, known) = numbered.unzip();
@@ -254,9 +254,11 @@ impl Task<'_> {
                 bytes.saturating_add(volume.size_bytes)
             }),
         };
+        let owner = planner.working.access.owner(&self.key.app).cloned();
         let demand = Demand {
             env: self.key,
             process: self.process,
+            org: owner.as_ref(),
             needs,
             archs: &archs,
             region: process.region.as_deref(),
@@ -280,6 +282,7 @@ impl Task<'_> {
             process: self.process,
             release: self.goal.make,
             runs,
+            command,
             address: instance_address(prefix, node, self.env.network, id),
             arch,
             volumes: &volumes,

@@ -107,6 +107,7 @@ pub(super) fn views(
     let wanted = wanted.into_iter().flatten();
     let wanted = wanted.filter_map(|number| Some((number, env.releases.get(&number)?)));
     let wanted: Vec<_> = wanted.collect();
+    let owner = planner.working.access.owner(&key.app);
     let instances = planner.working.instances.of_env(key);
     instances
         .map(|(_, instance)| {
@@ -148,7 +149,9 @@ pub(super) fn views(
                     Some(Scheduling::Draining { with_volumes: true }) => true,
                     Some(Scheduling::Draining { .. }) => spec.volumes.is_empty(),
                     Some(Scheduling::Schedulable | Scheduling::Cordoned) => {
-                        spec.volumes.is_empty() && too_old_for(node, spec).is_some()
+                        let is_anothers = node.is_some_and(|node| !node.takes_apps_of(owner));
+                        spec.volumes.is_empty()
+                            && (is_anothers || too_old_for(node, spec).is_some())
                     }
                     None => false,
                 },
@@ -214,6 +217,10 @@ impl Pass<'_, '_> {
         let instance = self.working.instances.get(&view.id);
         let is_drained =
             node.is_some_and(|node| matches!(node.scheduling, Scheduling::Draining { .. }));
+        let owner = instance.and_then(|i| self.working.access.owner(&i.spec.app));
+        if !is_drained && node.is_some_and(|node| !node.takes_apps_of(owner)) {
+            return format!("{name} runs the apps of another org only");
+        }
         match instance.and_then(|instance| too_old_for(node, &instance.spec)) {
             Some(needed) if !is_drained => {
                 format!("the agent of {name} is too old for {}", needed.what)
@@ -233,7 +240,9 @@ impl Pass<'_, '_> {
     /// When the last instance of a release that rolls out was created, or its rollout began: as long as some are created, it proceeds.
     pub(super) fn progressed_at(&self, key: &EnvKey, rollout: &Rollout) -> Timestamp {
         let instances = self.working.instances.of_env(key);
-        let mine = instances.filter(|(_, instance)| instance.spec.release == rollout.release);
+        let mine = instances.filter(|(_, instance)| {
+            instance.spec.release == rollout.release && !instance.spec.runs.is_command()
+        });
         let created = mine.map(|(_, instance)| instance.created_at);
         let completed = rollout
             .release_commands

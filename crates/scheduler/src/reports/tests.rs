@@ -9,12 +9,12 @@ use crate::desired::desired;
 use crate::fixtures::{InstanceFixture, READY, attach, cluster, deploy, manifest, process, report};
 use crate::placement::Placement;
 use crate::report_receiver::ReportReceiver;
-use api::node::{DriverChoice, InstanceHolds};
+use api::node::{AgentSession, DriverChoice, InstanceHolds};
 use model::Incarnation;
 
 fn unknown(cluster: &ClusterState, node: NodeId, report: &NodeReport) -> Unknown {
     let mut receiver = ReportReceiver::default();
-    let whole = receiver.uncounted(report.clone());
+    let whole = ReportDelta::whole(AgentSession(1), 1, report.clone());
     receiver.received(cluster, node, &whole, Vec::new());
     let mut cluster = cluster.clone();
     apply_to(&mut cluster, node, report);

@@ -167,7 +167,7 @@ pub(crate) fn request(name: &str) -> EnrollRequest {
         name: name.to_owned(),
         region: "home".to_owned(),
         csr_pem: String::new(),
-        wireguard_public_key: Some("key".to_owned()),
+        wireguard_public_key: Some(format!("key of {name}")),
         hardware: hardware(),
         sent_at: None,
         underlay: None,
@@ -199,7 +199,11 @@ pub(crate) async fn add_member(
     write(store, vec![add]).await;
     let cluster = store.load().await.unwrap();
     let key = PublicKey::of_der(&hash).unwrap();
-    let (join, enrolled) = enroll(&cluster, hash, &key, &request(name), None, NOW).unwrap();
+    let request = EnrollRequest {
+        wireguard_public_key: Some(format!("of {key}")),
+        ..request(name)
+    };
+    let (join, enrolled) = enroll(&cluster, hash, &key, &request, None, NOW).unwrap();
     write(store, vec![join.unwrap()]).await;
     enrolled.member
 }
@@ -245,6 +249,10 @@ pub(crate) fn release(app: &str) -> Release {
         secrets: BTreeMap::new(),
         kept: BTreeMap::new(),
         created_at: NOW,
+        by: None,
+        image: None,
+        rollback_to: None,
+        idempotency_key: None,
     }
 }
 
@@ -255,6 +263,7 @@ pub(crate) fn env(app: &str, network: u32) -> Env {
         rollout: begin(None, ONE, NOW),
         scale: BTreeMap::new(),
         destroying: false,
+        outcomes: BTreeMap::new(),
     }
 }
 
@@ -263,6 +272,7 @@ pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> C
     let process = "web".parse().unwrap();
     let who = Identity {
         runs: model::instance::Runs::App,
+        command: None,
         id,
         env: &key,
         process: &process,

@@ -89,7 +89,14 @@ pub(super) fn changes(
     }
     for (key, wanted) in &settings.peers {
         let recorded = last.and_then(|last| last.peers.get(key));
-        peers.extend(peer_changes(*key, before.peers.get(key), recorded, wanted));
+        let known = before.peers.get(key);
+        let seen = settings.seen(key).filter(|_| known.is_none());
+        let moved = seen.map(|endpoint| PeerSettings {
+            endpoint: Some(endpoint),
+            ..wanted.clone()
+        });
+        let wanted = moved.as_ref().unwrap_or(wanted);
+        peers.extend(peer_changes(*key, known, recorded, wanted));
     }
     // A message of several peers, up to the bound; a peer of more prefixes is several entries already.
     let mut message = Vec::new();
@@ -365,6 +372,7 @@ mod tests {
                 .into_iter()
                 .map(|(key, peer)| (Key([key; 32]), peer))
                 .collect(),
+            seen: BTreeMap::new(),
         }
     }
 
@@ -499,6 +507,15 @@ mod tests {
             apply(&mut silent, found);
             assert_eq!(silent.peers[&key].endpoint, "10.0.0.1:51820".parse().ok());
         }
+        // A link that was removed and made again has its peers where they were seen, and one that is there does not look at it.
+        let mut again = recorded.clone();
+        again.seen.extend(moved.map(|endpoint| (key, endpoint)));
+        let mut device = Device::default();
+        apply(&mut device, changes(&Device::default(), None, &again));
+        assert_eq!(device.peers[&key].endpoint, moved);
+        assert!(changes(&device, Some(&again), &recorded).is_empty());
+        again.seen.insert(key, "10.0.0.9:1".parse().unwrap());
+        assert!(changes(&device, Some(&recorded), &again).is_empty());
     }
 
     #[test]

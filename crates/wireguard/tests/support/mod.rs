@@ -1,65 +1,14 @@
 //! Machines that are network namespaces, and what the tests of interfaces have in common.
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd as _;
 use std::process::Command;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use test_namespaces::{PATIENCE, within};
 use wireguard::settings::{Key, PeerSettings, Prefix, PrivateKey, Settings};
 
-const INSIDE: &str = "WIREGUARD_TEST_INSIDE";
-/// The one switch that leaves privileged tests out, on a machine where they cannot run.
-const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const PORT: u16 = 51820;
 pub(crate) const MTU: u16 = 1420;
-
-/// Runs the test `name` again, in namespaces of its own. True in those.
-pub(crate) fn isolated(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    if std::env::var_os(SKIP).is_some() {
-        eprintln!("SKIPPED: {SKIP} is set");
-        return false;
-    }
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "this test needs root; {SKIP}=1 leaves it out"
-    );
-    let output = Command::new("timeout")
-        // A connection that hangs is a failure, and is named.
-        .args(["--kill-after=5", "120", "unshare"])
-        .args(["--net", "--mount", "--propagation", "private"])
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-        .args(["sh", "-ec"])
-        .arg("mount -t tmpfs tmpfs /run; exec \"$@\"")
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--include-ignored"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
-    // What is left out, and what is measured, is for whoever runs the tests.
-    let begins = text
-        .split_once("running 1 test\n")
-        .map_or("", |(_, rest)| rest);
-    eprint!(
-        "{}",
-        begins.split("\ntest result:").next().unwrap_or(begins)
-    );
-    false
-}
 
 pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip")
@@ -67,66 +16,6 @@ pub(crate) fn ip(arguments: &str) {
         .status()
         .unwrap();
     assert!(status.success(), "ip {arguments}");
-}
-
-/// Does something in a namespace.
-pub(crate) fn within<T: Send + 'static>(
-    namespace: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> T {
-    spawn_within(namespace, body).join().unwrap()
-}
-
-pub(crate) fn spawn_within<T: Send + 'static>(
-    namespace: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> JoinHandle<T> {
-    let namespace = namespace.to_owned();
-    std::thread::spawn(move || {
-        enter(&namespace);
-        body()
-    })
-}
-
-/// Moves this thread into a named network namespace.
-pub(crate) fn enter(namespace: &str) {
-    let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-}
-
-/// Does something as an agent on a machine, which is a namespace: it ends with the call.
-pub(crate) fn agent<T, F>(machine: &str, work: impl FnOnce() -> F + Send) -> T
-where
-    T: Send,
-    F: Future<Output = T>,
-{
-    let machine = machine.to_owned();
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            enter(&machine);
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .on_thread_start({
-                    let machine = machine.clone();
-                    move || enter(&machine)
-                })
-                .build()
-                .unwrap();
-            runtime.block_on(work())
-        });
-        thread.join().unwrap()
-    })
-}
-
-/// What a line of shell prints.
-pub(crate) fn shell(line: &str) -> String {
-    let output = Command::new("sh").args(["-c", line]).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{line}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Peers that are nowhere, each with a /64 of its own.
@@ -197,6 +86,7 @@ pub(crate) fn settings(number: u8, peers: &[(u8, Option<&str>)]) -> Settings {
             bits: 48,
         },
         peers: peers.iter().map(peer).collect(),
+        seen: std::collections::BTreeMap::new(),
     }
 }
 
@@ -206,17 +96,6 @@ pub(crate) fn give_addresses(namespace: &str, number: u8) {
     ip(&format!(
         "-n {namespace} addr add {address}/48 dev wg0 nodad"
     ));
-}
-
-pub(crate) fn eventually<T>(what: &str, mut is: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = is() {
-            return found;
-        }
-        assert!(begun.elapsed() < PATIENCE, "it is never so that {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Sends so much from one machine to another over TCP, and back: what arrives is what was sent.

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use api::enrollment::Member;
 use api::member::LinkMeasurement;
 use api::user::{
     DiagnosedMember, DoctorRequest, FindingSeverity, MeasurementState, NetworkDiagnosis,
+    NetworkFinding,
 };
 use clap::Args;
 use model::NodeId;
@@ -20,7 +22,7 @@ Examples:
   platform network doctor --format json     all that was measured
 It takes 1 to 25 s, the longer the more is lost: each member asks its peers for echoes in the tunnel, of every size up to the MTU, sends a few hundred KiB by TCP to each, and sends one or a
 few datagrams to where they are reached. With hubs it reaches 16 of the other members by way of them as well, others each time.
-Exit status: 0 nothing is lost, warnings or not; 1 something is, or a member did not measure.";
+Exit status: 0 nothing is lost, warnings or not; 1 something is, or a member did not measure. One that is too old to measure is a note.";
 
 /// The matrix is printed for so many members.
 const MATRIX_UP_TO: usize = 10;
@@ -149,6 +151,7 @@ fn members(diagnosis: &NetworkDiagnosis) -> Table {
         let state = match member.state {
             MeasurementState::NoAnswer => "no answer to the server".to_owned(),
             MeasurementState::NotAsked => "does not call the server".to_owned(),
+            MeasurementState::TooOld => "too old to measure".to_owned(),
             MeasurementState::Failed => "could not measure".to_owned(),
             MeasurementState::Measured => answering(member),
         };
@@ -334,6 +337,7 @@ fn findings(diagnosis: &NetworkDiagnosis) -> Result<(), Failure> {
         let severity = match finding.severity {
             FindingSeverity::Error => "error",
             FindingSeverity::Warning => "warning",
+            FindingSeverity::Note => "note",
         };
         output::line("")?;
         output::line(format!(
@@ -344,10 +348,11 @@ fn findings(diagnosis: &NetworkDiagnosis) -> Result<(), Failure> {
         output::line(format!("  why: {}", output::one_line(&finding.why)))?;
         output::line(format!("  what to do: {}", output::one_line(&finding.mend)))?;
     }
-    let is_error =
-        |finding: &&api::user::NetworkFinding| finding.severity == FindingSeverity::Error;
-    let errors = diagnosis.findings.iter().filter(is_error).count();
-    let warnings = diagnosis.findings.len() - errors;
+    let of = |severity| {
+        let of_it = |finding: &&NetworkFinding| finding.severity == severity;
+        diagnosis.findings.iter().filter(of_it).count()
+    };
+    let (errors, warnings) = (of(FindingSeverity::Error), of(FindingSeverity::Warning));
     let links: usize = (diagnosis.members.iter())
         .map(|member| member.links.len())
         .sum();
@@ -356,7 +361,12 @@ fn findings(diagnosis: &NetworkDiagnosis) -> Result<(), Failure> {
         diagnosis.took_ms / 1000,
         diagnosis.took_ms % 1000 / 100
     );
-    if diagnosis.findings.is_empty() {
+    if let Some(edges) = edges_between(diagnosis) {
+        note(format!(
+            "between edges ({edges}) TCP and Packet Too Big were not measured: nothing may begin at an edge, so none sends them back"
+        ));
+    }
+    if errors + warnings == 0 {
         note(format!(
             "nothing is wrong: {links} ends of links, measured in {took}"
         ));
@@ -368,6 +378,18 @@ fn findings(diagnosis: &NetworkDiagnosis) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// The edges that measured links to each other, by name.
+fn edges_between(diagnosis: &NetworkDiagnosis) -> Option<String> {
+    let is_edge = |member: &&DiagnosedMember| matches!(member.member, Member::Edge(_));
+    let edges: Vec<_> = diagnosis.members.iter().filter(is_edge).collect();
+    let measured = edges.iter().filter(|edge| {
+        let mut others = edges.iter().filter_map(|other| other.number);
+        others.any(|other| edge.links.contains_key(&other))
+    });
+    let names: Vec<_> = measured.map(|edge| output::one_line(&edge.name)).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 fn counted(count: usize, what: &str) -> String {

@@ -5,10 +5,10 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use api::enrollment::{EnrollRole, Member};
-use api::user::{InstanceRow, NodeRow, Scheduling};
+use api::user::{InstanceRow, InstancesQuery, NodeRow, Scheduling, VolumesQuery};
 use api_client::ApiClient;
 use clap::Args;
-use model::{InstanceId, LabelKey, LabelValue};
+use model::{InstanceId, LabelKey, LabelValue, OrgName};
 
 use crate::commands::members;
 use crate::connection::ClusterArguments;
@@ -100,6 +100,24 @@ impl FromStr for LabelChange {
     }
 }
 
+/// Have a node run the apps of one org only, or of all
+///
+/// Instances of other orgs are replaced on other nodes, as when it is drained. Refused where one of them has volumes.
+#[derive(Debug, Args)]
+pub(super) struct SetOrgArguments {
+    /// Id or name of the node, as `platform nodes` shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+    /// The org whose apps it runs from now on, and no other's
+    #[arg(value_name = "ORG", required_unless_present = "any")]
+    org: Option<OrgName>,
+    /// It runs the apps of every org again
+    #[arg(long, conflicts_with = "org")]
+    any: bool,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
 /// Stop what a node runs and the store does not know, as after a restore from an older backup
 ///
 /// Nothing else stops it: it is left running, and its memory, CPU and disk are promised. `platform nodes` names it.
@@ -165,6 +183,19 @@ pub(super) async fn label(arguments: LabelArguments) -> Result<(), Failure> {
     Ok(())
 }
 
+pub(super) async fn set_org(arguments: SetOrgArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let node = find(&client, &arguments.node).await?;
+    let whose =
+        (arguments.org.as_ref()).map_or("every org".to_owned(), |org| format!("org {org} only"));
+    client.set_node_org(node.id, arguments.org).await?;
+    note(format!(
+        "{} ({}) runs the apps of {whose}",
+        node.name, node.id
+    ));
+    Ok(())
+}
+
 pub(super) async fn stop_unknown(arguments: StopUnknownArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let node = find(&client, &arguments.node).await?;
@@ -226,8 +257,11 @@ pub(super) async fn drain(arguments: DrainArguments) -> Result<(), Failure> {
     }
     let mut said: Option<(usize, Instant)> = None;
     loop {
-        let mut left = client.instances(None).await?;
-        left.retain(|row| row.node == id);
+        let here = InstancesQuery {
+            node: Some(id),
+            ..InstancesQuery::default()
+        };
+        let left = client.find_instances(&here).await?;
         if left.is_empty() {
             break;
         }
@@ -256,8 +290,7 @@ async fn say_why(client: &ApiClient, left: &[InstanceRow]) -> Result<(), Failure
     let Some(row) = left.iter().find(|row| !row.terminating) else {
         return Ok(());
     };
-    let envs = client.envs().await?;
-    let env = envs.into_iter().find(|env| env.env == row.env);
+    let env = client.env(&row.env).await?;
     for waits in env.map(|env| env.waits).unwrap_or_default() {
         note(format!("{} waits: {waits}", row.env));
     }
@@ -282,8 +315,11 @@ pub(super) async fn remove(arguments: RemoveArguments) -> Result<(), Failure> {
     let node = find(&client, &arguments.node).await?;
     let mut lost = Vec::new();
     if arguments.lost {
-        let mut volumes = client.volumes(None).await?;
-        volumes.retain(|row| row.node == node.id);
+        let here = VolumesQuery {
+            node: Some(node.id),
+            ..VolumesQuery::default()
+        };
+        let volumes = client.find_volumes(&here).await?;
         lost.extend(volumes.iter().map(|row| {
             let (env, process, name, number) = (&row.env, &row.process, &row.name, row.ordinal);
             format!("{name} {number} of {env} {process}")

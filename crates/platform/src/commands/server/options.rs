@@ -27,6 +27,9 @@ pub(super) struct OptionArguments {
     /// address; of `init`: this machine's address]
     #[arg(long, value_name = "URL", value_parser = parse_url)]
     advertise: Option<String>,
+    /// Where it tells metrics and readiness to who watches it, HTTP [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     registries: RegistryArguments,
 }
@@ -59,6 +62,7 @@ impl OptionArguments {
             names: self.names.clone(),
             advertise: self.advertise.clone(),
             registries: self.registries.kept(),
+            metrics_listen: self.metrics_listen,
         }
     }
 }
@@ -96,6 +100,7 @@ pub(super) fn server_options(kept: KeptServerOptions, data_dir: &Path) -> Server
         advertise: kept.advertise,
         insecure_registries: kept.registries.insecure,
         registry_mirrors: kept.registries.mirrors,
+        metrics_listen: kept.metrics_listen,
         ready: None,
     }
 }

@@ -37,9 +37,19 @@ impl Findings<'_> {
                     FindingSeverity::Error,
                     of,
                     [
-                        format!("{name} does not call the server, or cannot measure; {seen}"),
-                        "its machine is down, it does not reach the server, or its `platform` is older than the server's".to_owned(),
-                        format!("{look}; upgrade `platform` there where it is older"),
+                        format!("{name} does not call the server; {seen}"),
+                        "its machine is down, or it does not reach the server".to_owned(),
+                        look,
+                    ],
+                ),
+                MeasurementState::TooOld => self.add_of(
+                    "too_old",
+                    FindingSeverity::Note,
+                    of,
+                    [
+                        format!("{name} measured nothing; {seen}"),
+                        "its `platform` is older than the server's, and does not measure".to_owned(),
+                        "upgrade `platform` there".to_owned(),
                     ],
                 ),
                 MeasurementState::Failed => {

@@ -1,0 +1,474 @@
+//! Orgs, users and tokens from the outside: who may do what, and what is another org's is not there.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use api::ApiError;
+use api::user::{
+    CreateUserTokenRequest, DeployRequest, GrantRequest, Role, SetSecretsRequest, SignalRequest,
+};
+use api_client::{ApiClient, ClientConfig};
+use model::{Generation, OrgName, UserName};
+use reqwest::{Client, Method, StatusCode};
+use support::registry::Registry;
+use support::{ReportsAll as _, Server, env_key, eventually, manifest, plain, report};
+
+fn org(name: &str) -> OrgName {
+    name.parse().unwrap()
+}
+
+fn user(name: &str) -> UserName {
+    name.parse().unwrap()
+}
+
+/// A token of the admin's making, for this user.
+async fn token(server: &Server, request: CreateUserTokenRequest) -> String {
+    server.user.create_user_token(&request).await.unwrap().token
+}
+
+fn of(name: &str) -> CreateUserTokenRequest {
+    CreateUserTokenRequest {
+        user: Some(user(name)),
+        org: None,
+        role: None,
+        ttl_seconds: None,
+        note: String::new(),
+    }
+}
+
+fn client(server: &Server, token: &str) -> ApiClient {
+    let config = ClientConfig {
+        token: token.to_owned(),
+        ..server.config.clone()
+    };
+    ApiClient::user(&config).unwrap()
+}
+
+async fn grant(server: &Server, name: &str, of: Option<&str>, role: Role) {
+    let request = GrantRequest {
+        org: of.map(org),
+        role: Some(role),
+    };
+    server.user.grant(&user(name), &request).await.unwrap();
+}
+
+/// A user with one role, and what the user calls with.
+async fn somebody(server: &Server, name: &str, of_org: Option<&str>, role: Role) -> String {
+    grant(server, name, of_org, role).await;
+    token(server, of(name)).await
+}
+
+/// What a call needs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Needs {
+    Cluster(Role),
+    /// In the org of app `shop`.
+    App(Role),
+}
+
+/// What users call, and what for: of each subject what shows and what changes.
+const CALLS: &[(&str, &str, Needs)] = &[
+    ("GET", "/v1/nodes", Needs::Cluster(Role::Viewer)),
+    ("DELETE", "/v1/nodes/n9", Needs::Cluster(Role::Admin)),
+    (
+        "PUT",
+        "/v1/nodes/n9/scheduling",
+        Needs::Cluster(Role::Admin),
+    ),
+    ("PATCH", "/v1/nodes/n9/labels", Needs::Cluster(Role::Admin)),
+    (
+        "POST",
+        "/v1/nodes/n9/stop-unknown",
+        Needs::Cluster(Role::Admin),
+    ),
+    ("GET", "/v1/edges", Needs::Cluster(Role::Viewer)),
+    ("DELETE", "/v1/edges/e9", Needs::Cluster(Role::Admin)),
+    ("GET", "/v1/members?counter=1", Needs::Cluster(Role::Viewer)),
+    (
+        "POST",
+        "/v1/members/n9/approve",
+        Needs::Cluster(Role::Admin),
+    ),
+    ("POST", "/v1/members/n9/revoke", Needs::Cluster(Role::Admin)),
+    (
+        "POST",
+        "/v1/members/n9/rotate-keys",
+        Needs::Cluster(Role::Admin),
+    ),
+    ("GET", "/v1/tokens", Needs::Cluster(Role::Viewer)),
+    ("POST", "/v1/tokens", Needs::Cluster(Role::Admin)),
+    ("DELETE", "/v1/tokens/0", Needs::Cluster(Role::Admin)),
+    ("GET", "/v1/ca", Needs::Cluster(Role::Viewer)),
+    ("POST", "/v1/ca", Needs::Cluster(Role::Admin)),
+    ("GET", "/v1/network", Needs::Cluster(Role::Viewer)),
+    ("PATCH", "/v1/network", Needs::Cluster(Role::Admin)),
+    ("GET", "/v1/images", Needs::Cluster(Role::Viewer)),
+    ("GET", "/v1/registries", Needs::Cluster(Role::Viewer)),
+    ("POST", "/v1/registries", Needs::Cluster(Role::Admin)),
+    (
+        "DELETE",
+        "/v1/registries?registry=x.example.com",
+        Needs::Cluster(Role::Admin),
+    ),
+    ("POST", "/v1/orgs", Needs::Cluster(Role::Admin)),
+    ("DELETE", "/v1/orgs/nowhere", Needs::Cluster(Role::Admin)),
+    ("DELETE", "/v1/users/nobody", Needs::Cluster(Role::Admin)),
+    (
+        "GET",
+        "/v1/apps/shop/envs/prod/rollout",
+        Needs::App(Role::Viewer),
+    ),
+    (
+        "GET",
+        "/v1/apps/shop/envs/prod/logs",
+        Needs::App(Role::Viewer),
+    ),
+    (
+        "GET",
+        "/v1/apps/shop/envs/prod/secrets",
+        Needs::App(Role::Viewer),
+    ),
+    (
+        "POST",
+        "/v1/apps/shop/envs/prod",
+        Needs::App(Role::Deployer),
+    ),
+    (
+        "POST",
+        "/v1/apps/shop/envs/prod/redeploy",
+        Needs::App(Role::Deployer),
+    ),
+    (
+        "POST",
+        "/v1/apps/shop/envs/prod/scale",
+        Needs::App(Role::Deployer),
+    ),
+    (
+        "POST",
+        "/v1/apps/shop/envs/prod/secrets/db",
+        Needs::App(Role::Deployer),
+    ),
+    (
+        "DELETE",
+        "/v1/apps/shop/envs/prod/secrets/db",
+        Needs::App(Role::Deployer),
+    ),
+    ("PUT", "/v1/apps/shop", Needs::App(Role::Admin)),
+    ("DELETE", "/v1/apps/shop", Needs::App(Role::Admin)),
+    ("DELETE", "/v1/apps/shop/envs/prod", Needs::App(Role::Admin)),
+];
+
+/// The status of a call, and the code of its error.
+async fn called(
+    client: &Client,
+    server: &Server,
+    (method, path): (&str, &str),
+    token: &str,
+) -> (StatusCode, String) {
+    let url = format!("{}{path}", server.ready.url);
+    let method: Method = method.parse().unwrap();
+    let body = match path {
+        "/v1/apps/shop" => r#"{"org":"default"}"#,
+        _ => "{}",
+    };
+    let request = client.request(method, url).bearer_auth(token).body(body);
+    let response = request.send().await.unwrap();
+    let status = response.status();
+    if status.is_success() {
+        return (status, String::new());
+    }
+    assert_eq!(
+        response.headers()["content-type"],
+        "application/problem+json"
+    );
+    let body = response.bytes().await.unwrap();
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(problem["status"], status.as_u16());
+    assert_eq!(problem["detail"], problem["message"]);
+    let error: ApiError = serde_json::from_value(problem).unwrap();
+    (status, error.code)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_needs_its_role_and_what_is_anothers_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (_, node) = server.join_node().await;
+    for name in ["trade", "bank"] {
+        server.user.create_org(&org(name)).await.unwrap();
+    }
+    let digest = registry.push("shop", "amd64", "one").await;
+    let request = DeployRequest {
+        only: std::collections::BTreeSet::new(),
+        manifest: manifest("shop"),
+        image: format!("{}/shop@{digest}", registry.host),
+    };
+    let deployer = client(
+        &server,
+        &somebody(&server, "first", Some("trade"), Role::Deployer).await,
+    );
+    let key = env_key("shop", "prod");
+    deployer.deploy(&key, &request).await.unwrap();
+    let apps = server.user.apps().await.unwrap();
+    assert_eq!(
+        (apps.len(), &apps[0].org, apps[0].envs),
+        (1, &org("trade"), 1)
+    );
+
+    let http = plain(&server.config.ca_pem, None);
+    let roles = [Role::Viewer, Role::Deployer, Role::Admin];
+    let mut inside = BTreeMap::new();
+    let mut cluster = BTreeMap::new();
+    for role in roles {
+        inside.insert(
+            role,
+            somebody(&server, &format!("in-{role}"), Some("trade"), role).await,
+        );
+        // The admin's call would be carried out.
+        if role != Role::Admin {
+            cluster.insert(
+                role,
+                somebody(&server, &format!("of-{role}"), None, role).await,
+            );
+        }
+    }
+    let outsider = somebody(&server, "outsider", Some("bank"), Role::Admin).await;
+    for (method, path, needs) in CALLS {
+        let call = (*method, *path);
+        for (role, token) in &cluster {
+            let (status, code) = called(&http, &server, call, token).await;
+            let needed = match needs {
+                Needs::Cluster(needed) | Needs::App(needed) => needed,
+            };
+            assert_eq!(
+                status == 403,
+                role < needed,
+                "{role} of the cluster: {call:?}: {status} {code}"
+            );
+        }
+        let (status, code) = called(&http, &server, call, &outsider).await;
+        match needs {
+            Needs::Cluster(_) => assert_eq!(
+                (status.as_u16(), code.as_str()),
+                (403, "forbidden"),
+                "{call:?}"
+            ),
+            // That a name is taken is what who makes an app has to be told.
+            Needs::App(_) if code == "app_name_taken" => assert_eq!(*method, "POST", "{call:?}"),
+            Needs::App(_) => assert_eq!(status, 404, "{call:?}: {code}"),
+        }
+        for (role, token) in &inside {
+            // Who may is let do it with a body that is refused, but for the last calls of the table, which end what the others are of.
+            let Needs::App(needed) = needs else {
+                let (status, _) = called(&http, &server, call, token).await;
+                assert_eq!(status, 403, "{role}: {call:?}");
+                continue;
+            };
+            if *role >= Role::Admin && *method != "GET" {
+                continue;
+            }
+            let (status, code) = called(&http, &server, call, token).await;
+            assert_eq!(
+                status == 403,
+                role < needed,
+                "{role}: {call:?}: {status} {code}"
+            );
+            assert_ne!(code, "env_not_found", "{role}: {call:?}");
+        }
+    }
+
+    // Lists have what is the caller's, and no more.
+    let (mine, others) = (
+        client(&server, &inside[&Role::Viewer]),
+        client(&server, &outsider),
+    );
+    let said = report(Generation::default(), Vec::new());
+    node.client.report_all(&said).await.unwrap();
+    let instance = eventually("an instance", async || {
+        mine.instances(None).await.unwrap().pop()
+    })
+    .await;
+    assert_eq!(mine.envs().await.unwrap().len(), 1);
+    assert!(others.envs().await.unwrap().is_empty());
+    assert!(others.instances(None).await.unwrap().is_empty());
+    assert!(others.apps().await.unwrap().is_empty());
+    let seen: Vec<_> = others
+        .orgs()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| row.name)
+        .collect();
+    assert_eq!(seen, [org("bank")]);
+    let users: Vec<_> = others
+        .users()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| row.name)
+        .collect();
+    assert_eq!(users, [user("outsider")]);
+    // An instance of another org is as one that is not there; a viewer runs nothing in one.
+    let term = SignalRequest {
+        signal: "TERM".to_owned(),
+    };
+    let nowhere = "00000000".parse().unwrap();
+    let gone = others.signal(nowhere, &term).await.unwrap_err().to_string();
+    let hidden = others
+        .signal(instance.id, &term)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert_eq!(hidden, gone.replace("00000000", &instance.id.to_string()));
+    let refused = mine.signal(instance.id, &term).await.unwrap_err();
+    assert_eq!(refused.code(), Some("forbidden"), "{refused}");
+
+    let admin = client(&server, &inside[&Role::Admin]);
+    admin.destroy(&key).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_opens_no_more_than_it_says_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    server.user.create_org(&org("trade")).await.unwrap();
+    server.user.create_org(&org("bank")).await.unwrap();
+    grant(&server, "ann", Some("trade"), Role::Admin).await;
+    grant(&server, "ann", Some("bank"), Role::Deployer).await;
+
+    // Where there are several orgs a new app needs one named, and is that one's from then on.
+    let ann = client(&server, &token(&server, of("ann")).await);
+    let secrets = SetSecretsRequest {
+        set: BTreeMap::from([("PASSWORD".to_owned(), b"x".to_vec())]),
+        unset: Vec::new(),
+    };
+    let key = env_key("shop", "prod");
+    let refused = ann.set_secrets(&key, "db", &secrets).await.unwrap_err();
+    assert_eq!(refused.code(), Some("org_needed"), "{refused}");
+    let in_trade = ann.clone().in_org(Some(org("trade")));
+    in_trade.set_secrets(&key, "db", &secrets).await.unwrap();
+    ann.set_secrets(&key, "db", &secrets).await.unwrap();
+    let in_bank = ann.clone().in_org(Some(org("bank")));
+    let refused = in_bank.set_secrets(&key, "db", &secrets).await.unwrap_err();
+    assert_eq!(refused.code(), Some("app_of_another_org"), "{refused}");
+    // It has secrets, and its name is not free before they are gone.
+    let refused = ann.remove_app(&key.app).await.unwrap_err();
+    assert_eq!(refused.code(), Some("app_not_empty"), "{refused}");
+
+    // A token of one org, and of a role: it opens that, and makes no token that opens more.
+    let narrow = CreateUserTokenRequest {
+        org: Some(org("bank")),
+        role: Some(Role::Viewer),
+        ttl_seconds: Some(3600),
+        ..of("ann")
+    };
+    let narrow = client(&server, &token(&server, narrow).await);
+    let who = narrow.whoami().await.unwrap();
+    assert_eq!(
+        who.grants.orgs,
+        BTreeMap::from([(org("bank"), Role::Viewer)])
+    );
+    assert_eq!(narrow.apps().await.unwrap(), []);
+    let own = CreateUserTokenRequest {
+        user: None,
+        ..of("ann")
+    };
+    for (wider, code) in [
+        (own.clone(), "forbidden"),
+        (
+            CreateUserTokenRequest {
+                org: Some(org("trade")),
+                ..own.clone()
+            },
+            "org_not_found",
+        ),
+        (
+            CreateUserTokenRequest {
+                org: Some(org("bank")),
+                ..own.clone()
+            },
+            "ttl_out_of_range",
+        ),
+        (
+            CreateUserTokenRequest {
+                user: Some(user("root")),
+                ..own.clone()
+            },
+            "forbidden",
+        ),
+    ] {
+        let refused = narrow.create_user_token(&wider).await.unwrap_err();
+        assert_eq!(refused.code(), Some(code), "{wider:?}: {refused}");
+    }
+    let same = CreateUserTokenRequest {
+        org: Some(org("bank")),
+        ttl_seconds: Some(60),
+        ..own.clone()
+    };
+    let same = narrow.create_user_token(&same).await.unwrap();
+    let who = client(&server, &same.token).whoami().await.unwrap();
+    assert_eq!(
+        who.grants.orgs,
+        BTreeMap::from([(org("bank"), Role::Viewer)])
+    );
+
+    // An admin of an org gives roles and tokens there, and nowhere else.
+    let request = GrantRequest {
+        org: Some(org("trade")),
+        role: Some(Role::Deployer),
+    };
+    ann.grant(&user("ben"), &request).await.unwrap();
+    for other in [Some(org("bank")), None] {
+        let request = GrantRequest {
+            org: other,
+            role: Some(Role::Viewer),
+        };
+        let refused = ann.grant(&user("ben"), &request).await.unwrap_err();
+        assert_eq!(refused.code(), Some("forbidden"), "{refused}");
+    }
+    let for_ben = CreateUserTokenRequest {
+        org: Some(org("trade")),
+        ..of("ben")
+    };
+    let for_ben = ann.create_user_token(&for_ben).await.unwrap();
+    let ben = client(&server, &for_ben.token);
+    ben.set_secrets(&key, "db", &secrets).await.unwrap();
+
+    // A token that is revoked lets nobody in from then on, and one that has expired says so.
+    let listed = server.user.user_tokens(Some(&user("ben"))).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert!(listed[0].used_at.is_some());
+    assert_eq!(listed[0].by, Some(user("ann")));
+    ann.revoke_user_token(&for_ben.id).await.unwrap();
+    let refused = ben.whoami().await.unwrap_err();
+    assert_eq!(refused.code(), Some("unauthorized"), "{refused}");
+    let short = CreateUserTokenRequest {
+        ttl_seconds: Some(1),
+        ..of("ann")
+    };
+    let short = client(&server, &token(&server, short).await);
+    let refused = eventually("the token expires", async || short.whoami().await.err()).await;
+    assert!(refused.to_string().contains("has expired"), "{refused}");
+    let refused = server.user.revoke_user_token("00").await.unwrap_err();
+    assert_eq!(refused.code(), Some("token_not_found"), "{refused}");
+
+    // The last admin stays.
+    let refused = server.user.remove_user(&user("admin")).await.unwrap_err();
+    assert_eq!(refused.code(), Some("last_admin"), "{refused}");
+
+    // All of it is in the store, and a server that starts anew lets the same in.
+    let config = server.config.clone();
+    server.stop().await;
+    let server = Server::start(folder.path()).await;
+    let config = ClientConfig {
+        server: server.config.server.clone(),
+        ..config
+    };
+    let rows = ApiClient::user(&config).unwrap().users().await.unwrap();
+    let names: Vec<_> = rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["admin", "ann", "ben"]);
+    server.stop().await;
+}

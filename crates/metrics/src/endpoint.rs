@@ -1,0 +1,170 @@
+//! The HTTP port: who may not be slow, and what it answers.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::prometheus_text;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::readiness::Readiness;
+
+/// Connections at a time: some scrapers, a load balancer, somebody with curl. Others wait.
+const MAX_CONNECTIONS: usize = 32;
+
+/// A connection is closed after this time, whatever happens on it; scrapers connect again.
+const MAX_CONNECTION_TIME: Duration = Duration::from_secs(300);
+
+/// The head of a request has to be there within this time; idle connections are closed after it. Prometheus scrapes each minute by default.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers those who watch on this address until the guard is dropped, or nobody where there is none.
+///
+/// # Errors
+/// The address is taken, or not this machine's.
+pub async fn start(
+    address: Option<SocketAddr>,
+    registry: Registry,
+    readiness: Readiness,
+) -> Result<DropGuard, CannotListen> {
+    let shutdown = CancellationToken::new();
+    if let Some(address) = address {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| CannotListen { address, source })?;
+        tracing::info!(%address, "metrics are told");
+        tokio::spawn(serve(listener, registry, readiness, shutdown.clone()));
+    }
+    Ok(shutdown.drop_guard())
+}
+
+/// The port for those who watch cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for who watches (--metrics-listen)")]
+pub struct CannotListen {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Answers those who watch until `shutdown`.
+async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let told = Arc::new((registry, readiness));
+    loop {
+        let accepted = async {
+            let place = Arc::clone(&room).acquire_owned().await.ok()?;
+            Some((listener.accept().await, place))
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            None => return,
+            Some((Ok((stream, _)), place)) => {
+                let (told, shutdown) = (Arc::clone(&told), shutdown.clone());
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = serve_one(stream, told) => {}
+                        () = tokio::time::sleep(MAX_CONNECTION_TIME) => {}
+                        () = shutdown.cancelled() => {}
+                    }
+                    drop(place);
+                });
+            }
+            Some((Err(error), _)) => {
+                tracing::warn!(%error, "could not accept a connection of the metrics");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_one(stream: TcpStream, told: Arc<(Registry, Readiness)>) {
+    let service = service_fn(move |request| {
+        let told = Arc::clone(&told);
+        async move { Ok::<_, Infallible>(answer(&told.0, &told.1, &request)) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection of the metrics ended");
+    }
+}
+
+fn answer(
+    registry: &Registry,
+    readiness: &Readiness,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let is_read = [Method::GET, Method::HEAD].contains(request.method());
+    if !is_read {
+        let mut response = text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            TEXT,
+            "only GET and HEAD\n".to_owned(),
+        );
+        let allow = HeaderValue::from_static("GET, HEAD");
+        response.headers_mut().insert(header::ALLOW, allow);
+        return response;
+    }
+    match request.uri().path() {
+        "/metrics" => {
+            let mut body = String::new();
+            match prometheus_text::encode(&mut body, registry) {
+                Ok(()) => text(StatusCode::OK, prometheus_text::CONTENT_TYPE, body),
+                Err(error) => text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    TEXT,
+                    format!("the metrics cannot be told: {error}\n"),
+                ),
+            }
+        }
+        "/healthz" => text(StatusCode::OK, TEXT, "ok\n".to_owned()),
+        "/readyz" => {
+            let missing = readiness.missing();
+            if missing.is_empty() {
+                return text(StatusCode::OK, TEXT, "ok\n".to_owned());
+            }
+            let lines = missing.join("\n") + "\n";
+            text(StatusCode::SERVICE_UNAVAILABLE, TEXT, lines)
+        }
+        _ => text(
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "there is /metrics, /healthz and /readyz\n".to_owned(),
+        ),
+    }
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,302 @@
+//! `platform users`: who may do what, and the tokens that let them in.
+
+use std::time::Duration;
+
+use api::user::{CreateUserTokenRequest, GrantRequest, Grants, Role, UserRow, UserTokenRow};
+use clap::{Args, Subcommand};
+use model::{OrgName, UserName};
+
+use crate::connection::ClusterArguments;
+use crate::failure::Failure;
+use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::units::{self, parse_duration, rfc3339};
+
+const EXAMPLES: &str = "\
+Examples:
+  platform users                                         who has which roles
+  platform users grant ann --role deployer --org shop    ann is made with the first role
+  platform users grant root --role admin                 in the whole cluster
+  platform users revoke ann --org shop                   and gone with the last
+  platform users tokens create --user ann --ttl 90d      prints a token, for `platform login`
+  platform users tokens create --user ci --org shop --role deployer
+  platform users tokens revoke 5a0c1d2e3f40
+
+Roles: a viewer sees everything; a deployer deploys, sets secrets and runs commands too; an admin
+destroys envs and deletes volumes too, and says who may do what. A role without an org is one in
+the whole cluster, its nodes and its network.";
+
+/// Show users and their roles; give and take roles and tokens
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    list: ListArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Give a user a role, in an org or in the whole cluster
+    Grant(GrantArguments),
+    /// Take a user's role, in an org or in the whole cluster
+    Revoke(RevokeArguments),
+    /// Remove a user, with all roles and tokens
+    Remove(RemoveArguments),
+    Tokens(TokensArguments),
+}
+
+#[derive(Debug, Args)]
+struct ListArguments {
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+#[derive(Debug, Args)]
+struct GrantArguments {
+    /// The user: a name as `ann`, `ci` or `ann@example.com`
+    #[arg(value_name = "USER")]
+    user: UserName,
+    /// viewer, deployer or admin
+    #[arg(long, value_name = "ROLE")]
+    role: Role,
+    /// Where [default: the whole cluster]
+    #[arg(long, value_name = "ORG")]
+    org: Option<OrgName>,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+#[derive(Debug, Args)]
+struct RevokeArguments {
+    /// The user
+    #[arg(value_name = "USER")]
+    user: UserName,
+    /// Where [default: the whole cluster]
+    #[arg(long, value_name = "ORG")]
+    org: Option<OrgName>,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+#[derive(Debug, Args)]
+struct RemoveArguments {
+    /// The user
+    #[arg(value_name = "USER")]
+    user: UserName,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// Show the tokens that let users in; make and revoke them
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct TokensArguments {
+    #[command(subcommand)]
+    command: Option<TokensCommand>,
+    /// Only this user's
+    #[arg(long, value_name = "USER")]
+    user: Option<UserName>,
+    #[command(flatten)]
+    list: ListArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokensCommand {
+    /// Make a token; it is shown once
+    Create(CreateTokenArguments),
+    /// Revoke a token: it lets nobody in any more
+    Revoke(RevokeTokenArguments),
+}
+
+#[derive(Debug, Args)]
+struct CreateTokenArguments {
+    /// The user whom it lets in [default: you]
+    #[arg(long, value_name = "USER")]
+    user: Option<UserName>,
+    /// The org in which it lets in, and nowhere else [default: wherever the user may]
+    #[arg(long, value_name = "ORG")]
+    org: Option<OrgName>,
+    /// What it opens at most: viewer, deployer or admin [default: all that the user may]
+    #[arg(long, value_name = "ROLE")]
+    role: Option<Role>,
+    /// How long it works, as in 12h or 90d [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    ttl: Option<Duration>,
+    /// What it is for
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    note: String,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+#[derive(Debug, Args)]
+struct RevokeTokenArguments {
+    /// Its id, as `platform users tokens` shows it
+    #[arg(value_name = "TOKEN", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    token: String,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command {
+        None => list(arguments.list).await,
+        Some(Command::Grant(GrantArguments {
+            user,
+            role,
+            org,
+            cluster,
+        })) => {
+            let place = place(org.as_ref());
+            let role = Some(role);
+            let request = GrantRequest { org, role };
+            cluster.connect()?.grant(&user, &request).await?;
+            note(format!(
+                "{user} has the role {} in {place}",
+                request.role.map_or("", Role::as_str)
+            ));
+            Ok(())
+        }
+        Some(Command::Revoke(RevokeArguments { user, org, cluster })) => {
+            let place = place(org.as_ref());
+            let request = GrantRequest { org, role: None };
+            cluster.connect()?.grant(&user, &request).await?;
+            note(format!("{user} has no role in {place} any more"));
+            Ok(())
+        }
+        Some(Command::Remove(RemoveArguments { user, cluster })) => {
+            cluster.connect()?.remove_user(&user).await?;
+            note(format!("{user} is gone, with every token"));
+            Ok(())
+        }
+        Some(Command::Tokens(arguments)) => tokens(arguments).await,
+    }
+}
+
+fn place(org: Option<&OrgName>) -> String {
+    org.map_or_else(|| "the cluster".to_owned(), |org| format!("org {org}"))
+}
+
+async fn list(arguments: ListArguments) -> Result<(), Failure> {
+    let users = arguments.cluster.connect()?.users().await?;
+    if arguments.format.format == Format::Json {
+        return output::json(&users);
+    }
+    users_table(&users).print()?;
+    Ok(())
+}
+
+fn users_table(users: &[UserRow]) -> Table {
+    let mut table = Table::new(["USER", "ROLES", "TOKENS", "CREATED"]);
+    for user in users {
+        table.row([
+            user.name.to_string(),
+            roles(&user.grants),
+            user.tokens.to_string(),
+            rfc3339(user.created_at),
+        ]);
+    }
+    table
+}
+
+/// `admin`, `deployer of shop, viewer of bank`.
+pub(crate) fn roles(grants: &Grants) -> String {
+    let cluster = grants.cluster.map(|role| format!("{role} of the cluster"));
+    let orgs = grants
+        .orgs
+        .iter()
+        .map(|(org, role)| format!("{role} of {org}"));
+    let all: Vec<_> = cluster.into_iter().chain(orgs).collect();
+    if all.is_empty() {
+        return "none".to_owned();
+    }
+    all.join(", ")
+}
+
+async fn tokens(arguments: TokensArguments) -> Result<(), Failure> {
+    match arguments.command {
+        None => list_tokens(arguments.list, arguments.user).await,
+        Some(TokensCommand::Create(arguments)) => create_token(arguments).await,
+        Some(TokensCommand::Revoke(RevokeTokenArguments { token, cluster })) => {
+            cluster.connect()?.revoke_user_token(&token).await?;
+            note(format!("token {token} lets nobody in any more"));
+            Ok(())
+        }
+    }
+}
+
+async fn list_tokens(arguments: ListArguments, user: Option<UserName>) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let tokens = client.user_tokens(user.as_ref()).await?;
+    if arguments.format.format == Format::Json {
+        return output::json(&tokens);
+    }
+    if tokens.is_empty() {
+        note("no tokens; `platform users tokens create` makes one");
+        return Ok(());
+    }
+    tokens_table(&tokens).print()?;
+    Ok(())
+}
+
+fn tokens_table(tokens: &[UserTokenRow]) -> Table {
+    let now = units::now();
+    let mut table = Table::new(["TOKEN", "USER", "OPENS", "EXPIRES", "USED", "BY"]);
+    for token in tokens {
+        let role = token.role.map_or("all", Role::as_str);
+        let opens = match &token.org {
+            Some(org) => format!("{role} in {org}"),
+            None => role.to_owned(),
+        };
+        let expires = match token.expires_at {
+            None => "never".to_owned(),
+            Some(at) if at <= now => format!("expired {}", rfc3339(at)),
+            Some(at) => rfc3339(at),
+        };
+        table.row([
+            token.id.clone(),
+            token.user.to_string(),
+            opens,
+            expires,
+            token.used_at.map_or_else(|| "-".to_owned(), rfc3339),
+            token.by.as_ref().map_or("-", UserName::as_str).to_owned(),
+        ]);
+        if !token.note.is_empty() {
+            table.note(&token.note);
+        }
+    }
+    table
+}
+
+async fn create_token(arguments: CreateTokenArguments) -> Result<(), Failure> {
+    let request = CreateUserTokenRequest {
+        user: arguments.user,
+        org: arguments.org,
+        role: arguments.role,
+        ttl_seconds: arguments.ttl.map(|ttl| ttl.as_secs()),
+        note: arguments.note,
+    };
+    let made = arguments
+        .cluster
+        .connect()?
+        .create_user_token(&request)
+        .await?;
+    if arguments.format.format == Format::Json {
+        return output::json(&made);
+    }
+    output::line(&made.token)?;
+    let until = made.expires_at.map_or_else(
+        || "until it is revoked".to_owned(),
+        |at| format!("until {}", rfc3339(at)),
+    );
+    note(format!(
+        "lets {} in {until}; shown this once. On {}'s machine: platform login (it asks for the token)",
+        made.user, made.user
+    ));
+    Ok(())
+}

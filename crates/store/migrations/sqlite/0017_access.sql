@@ -1,0 +1,43 @@
+-- Who may do what (scheduler::access).
+CREATE TABLE orgs (
+    name            TEXT PRIMARY KEY,
+    created_at      INTEGER NOT NULL
+) STRICT;
+INSERT INTO orgs (name, created_at) VALUES ('default', CAST(strftime('%s', 'now') AS INTEGER) * 1000);
+
+-- Whose an app is. Its name is one in the whole cluster.
+CREATE TABLE apps (
+    name            TEXT PRIMARY KEY,
+    org             TEXT NOT NULL REFERENCES orgs (name)
+) STRICT;
+INSERT INTO apps (name, org)
+    SELECT app, 'default' FROM envs
+    UNION SELECT app, 'default' FROM secret_bundles
+    UNION SELECT app, 'default' FROM volumes;
+
+CREATE TABLE users (
+    name            TEXT PRIMARY KEY,
+    grants_json     TEXT NOT NULL,              -- api::user::Grants
+    created_at      INTEGER NOT NULL,
+    json_version    INTEGER NOT NULL
+) STRICT;
+INSERT INTO users (name, grants_json, created_at, json_version)
+    SELECT name, '{"cluster":"admin"}', MIN(created_at), 1 FROM user_tokens GROUP BY name;
+
+ALTER TABLE user_tokens RENAME TO user_tokens_before;
+CREATE TABLE user_tokens (
+    hash            BLOB PRIMARY KEY CHECK (length(hash) = 32),
+    of_user         TEXT NOT NULL REFERENCES users (name),
+    org             TEXT,                       -- absent: wherever the user may
+    role            TEXT,                       -- absent: all that the user may
+    created_at      INTEGER NOT NULL,
+    expires_at      INTEGER,                    -- absent: never
+    made_by         TEXT,                       -- absent: a server
+    note            TEXT NOT NULL
+) STRICT;
+INSERT INTO user_tokens (hash, of_user, created_at, note)
+    SELECT hash, name, created_at, 'of the first admin' FROM user_tokens_before;
+DROP TABLE user_tokens_before;
+
+-- How the rollout of each release ended (scheduler::cluster_state::Env::outcomes): JSON.
+ALTER TABLE envs ADD COLUMN outcomes_json TEXT NOT NULL DEFAULT '{}';
