@@ -5,6 +5,7 @@ mod access;
 mod member;
 mod user;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -480,6 +481,7 @@ impl ApiClient {
         query: &impl Paged,
     ) -> Result<Vec<T>, ClientError> {
         let mut rows = Vec::new();
+        let mut told = BTreeSet::new();
         let mut request = self.get(path).query(query);
         loop {
             let page = request.timeout(REQUEST_TIMEOUT);
@@ -491,6 +493,13 @@ impl ApiClient {
             let next = next.filter(|_| !page.is_empty());
             rows.extend(page);
             let Some(next) = next else { return Ok(rows) };
+            if !told.insert(next.clone()) {
+                return Err(ClientError::Answer {
+                    operation,
+                    server: self.server.clone(),
+                    cause: "its pages lead back to one before".to_owned(),
+                });
+            }
             request = self.get(path).query(&next);
         }
     }

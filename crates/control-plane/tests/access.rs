@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 
 use api::ApiError;
 use api::user::{
-    CreateUserTokenRequest, DeployRequest, GrantRequest, Role, SetSecretsRequest, SignalRequest,
+    AttachQuery, CreateUserTokenRequest, DeployRequest, ExecQuery, GrantRequest, Role,
+    SetSecretsRequest, SignalRequest,
 };
-use api_client::{ApiClient, ClientConfig};
-use model::{Generation, OrgName, UserName};
+use api_client::{ApiClient, ClientConfig, ClientError};
+use model::{Generation, InstanceId, OrgName, UserName};
 use reqwest::{Client, Method, StatusCode};
 use support::registry::Registry;
 use support::{ReportsAll as _, Server, env_key, eventually, manifest, plain, report};
@@ -78,6 +79,7 @@ const CALLS: &[(&str, &str, Needs)] = &[
         Needs::Cluster(Role::Admin),
     ),
     ("PATCH", "/v1/nodes/n9/labels", Needs::Cluster(Role::Admin)),
+    ("PUT", "/v1/nodes/n9/org", Needs::Cluster(Role::Admin)),
     (
         "POST",
         "/v1/nodes/n9/stop-unknown",
@@ -104,6 +106,7 @@ const CALLS: &[(&str, &str, Needs)] = &[
     ("POST", "/v1/ca", Needs::Cluster(Role::Admin)),
     ("GET", "/v1/network", Needs::Cluster(Role::Viewer)),
     ("PATCH", "/v1/network", Needs::Cluster(Role::Admin)),
+    ("POST", "/v1/network/doctor", Needs::Cluster(Role::Admin)),
     ("GET", "/v1/images", Needs::Cluster(Role::Viewer)),
     ("GET", "/v1/registries", Needs::Cluster(Role::Viewer)),
     ("POST", "/v1/registries", Needs::Cluster(Role::Admin)),
@@ -131,8 +134,33 @@ const CALLS: &[(&str, &str, Needs)] = &[
         Needs::App(Role::Viewer),
     ),
     (
+        "GET",
+        "/v1/apps/shop/envs/prod/releases",
+        Needs::App(Role::Viewer),
+    ),
+    (
+        "GET",
+        "/v1/why?subject=shop/prod/web",
+        Needs::App(Role::Viewer),
+    ),
+    (
         "POST",
         "/v1/apps/shop/envs/prod",
+        Needs::App(Role::Deployer),
+    ),
+    (
+        "POST",
+        "/v1/apps/shop/envs/prod/plan",
+        Needs::App(Role::Deployer),
+    ),
+    (
+        "POST",
+        "/v1/apps/shop/envs/prod/runs",
+        Needs::App(Role::Deployer),
+    ),
+    (
+        "POST",
+        "/v1/apps/shop/envs/prod/rollback",
         Needs::App(Role::Deployer),
     ),
     (
@@ -159,6 +187,95 @@ const CALLS: &[(&str, &str, Needs)] = &[
     ("DELETE", "/v1/apps/shop", Needs::App(Role::Admin)),
     ("DELETE", "/v1/apps/shop/envs/prod", Needs::App(Role::Admin)),
 ];
+
+/// What users call in an instance ([`in_an_instance`]).
+const IN_AN_INSTANCE: &[&str] = &[
+    "/v1/instances/{instance}/exec",
+    "/v1/instances/{instance}/attach",
+    "/v1/instances/{instance}/forward/{port}",
+    "/v1/instances/{instance}/signal",
+    "/v1/runs/{instance}",
+];
+
+/// How each of [`IN_AN_INSTANCE`] is refused, in its order.
+async fn in_an_instance(user: &ApiClient, instance: InstanceId) -> [ClientError; 5] {
+    let exec = ExecQuery {
+        command: vec!["true".to_owned()],
+        rows: None,
+        columns: None,
+        terminal_type: None,
+    };
+    let attach = AttachQuery {
+        rows: None,
+        columns: None,
+        terminal_type: None,
+    };
+    let term = SignalRequest {
+        signal: "TERM".to_owned(),
+    };
+    [
+        user.exec(instance, &exec).await.map(drop).unwrap_err(),
+        user.attach(instance, &attach).await.map(drop).unwrap_err(),
+        user.forward(instance, 8080).await.map(drop).unwrap_err(),
+        user.signal(instance, &term).await.unwrap_err(),
+        user.end_run(instance).await.unwrap_err(),
+    ]
+}
+
+/// What is of everybody, and has what is the caller's: other tests are about these.
+const FOR_EVERYBODY: &[&str] = &[
+    "/v1/health",
+    "/v1/whoami",
+    "/v1/apps",
+    "/v1/users",
+    "/v1/users/{user}",
+    "/v1/user-tokens",
+    "/v1/user-tokens/{token}",
+    "/v1/envs",
+    "/v1/events",
+    "/v1/instances",
+    "/v1/ended-instances",
+    "/v1/stats",
+    "/v1/volumes",
+    "/v1/volumes/{volume}",
+];
+
+/// Of machines, by what they begin with.
+const OF_MACHINES: [&str; 4] = ["/v1/enroll", "/v1/member/", "/v1/node/", "/v1/edge/"];
+
+#[test]
+fn every_call_of_users_is_in_a_table_of_this_file() {
+    let source = include_str!("../../api/src/lib.rs");
+    let paths = source.lines().filter_map(|line| {
+        let (_, path) = line.trim().split_once(": &str = \"")?;
+        path.strip_suffix("\";")
+            .filter(|path| path.starts_with("/v1/"))
+    });
+    let named = CALLS.iter().map(|(_, path, _)| *path);
+    let named = named.chain(IN_AN_INSTANCE.iter().copied());
+    let named: Vec<_> = named
+        .map(|path| path.split('?').next().unwrap_or(path))
+        .chain(FOR_EVERYBODY.iter().copied())
+        .collect();
+    let is_of = |path: &str, template: &str| {
+        let (path, template) = (path.split('/'), template.split('/'));
+        path.clone().count() == template.clone().count()
+            && path
+                .zip(template)
+                .all(|(part, wanted)| part == wanted || wanted.starts_with('{'))
+    };
+    let mut count = 0;
+    for template in paths {
+        let is_of_machines = |begin: &&str| template.starts_with(*begin);
+        if OF_MACHINES.iter().any(is_of_machines) || template == "/v1/member" {
+            continue;
+        }
+        count += 1;
+        let is_there = named.iter().any(|path| is_of(path, template));
+        assert!(is_there, "no test says who may call {template}");
+    }
+    assert!(count > 40, "{count}");
+}
 
 /// The status of a call, and the code of its error.
 async fn called(
@@ -310,20 +427,18 @@ async fn every_call_needs_its_role_and_what_is_anothers_is_not_there() {
         .map(|row| row.name)
         .collect();
     assert_eq!(users, [user("outsider")]);
-    // An instance of another org is as one that is not there; a viewer runs nothing in one.
-    let term = SignalRequest {
-        signal: "TERM".to_owned(),
-    };
-    let nowhere = "00000000".parse().unwrap();
-    let gone = others.signal(nowhere, &term).await.unwrap_err().to_string();
-    let hidden = others
-        .signal(instance.id, &term)
-        .await
-        .unwrap_err()
-        .to_string();
-    assert_eq!(hidden, gone.replace("00000000", &instance.id.to_string()));
-    let refused = mine.signal(instance.id, &term).await.unwrap_err();
-    assert_eq!(refused.code(), Some("forbidden"), "{refused}");
+    // An instance of another org is as one that is not there; a viewer does nothing in one.
+    let nowhere = in_an_instance(&others, "00000000".parse().unwrap()).await;
+    let hidden = in_an_instance(&others, instance.id).await;
+    for (nowhere, hidden) in nowhere.iter().zip(&hidden) {
+        let nowhere = nowhere.to_string();
+        let id = instance.id.to_string();
+        assert_eq!(hidden.to_string(), nowhere.replace("00000000", &id));
+        assert_eq!(hidden.code(), Some("instance_not_found"), "{hidden}");
+    }
+    for refused in in_an_instance(&mine, instance.id).await {
+        assert_eq!(refused.code(), Some("forbidden"), "{refused}");
+    }
 
     let admin = client(&server, &inside[&Role::Admin]);
     admin.destroy(&key).await.unwrap();

@@ -37,6 +37,7 @@ async fn walk(server: &Server, path: &str) -> (Vec<Value>, usize) {
         assert!(!page.is_empty() || pages == 0);
         rows.extend(page);
         pages += 1;
+        assert!(pages <= 100, "{path}: the pages do not end");
     }
     (rows, pages)
 }

@@ -390,6 +390,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_counted_of_an_env_goes_on_over_tables_and_ends_with_its_last_route() {
+        let metrics = crate::metrics::EdgeMetrics::default();
+        let mut registry = prometheus_client::registry::Registry::default();
+        metrics.register(&mut registry);
+        let told = || {
+            let mut text = String::new();
+            prometheus_client::encoding::prometheus_text::encode(&mut text, &registry).unwrap();
+            text
+        };
+        let answered = "platform_edge_requests_total{app=\"a\",env=\"prod\",status=\"2xx\"} 1\n";
+        let routes = Routes::new(metrics.series());
+        routes.take(&table(1, &[1]));
+        let route = routes.find("a.test").unwrap();
+        let took = std::time::Duration::from_millis(3);
+        route.counted.answered(http::StatusCode::OK, took);
+        assert!(told().contains(answered), "{}", told());
+        // Another table, and another host of the same env; then that one alone.
+        let mut both = table(2, &[1]);
+        let other = both.routes["a.test"].clone();
+        both.routes.insert("b.test".to_owned(), other);
+        routes.take(&both);
+        let mut one = both.clone();
+        one.generation.counter = 3;
+        one.routes.remove("a.test");
+        routes.take(&one);
+        assert!(told().contains(answered), "{}", told());
+        let mut none = one.clone();
+        none.generation.counter = 4;
+        none.routes.clear();
+        routes.take(&none);
+        assert!(!told().contains("app=\"a\""), "{}", told());
+    }
+
+    #[test]
     fn the_turn_goes_on_over_a_new_table() {
         let routes = Routes::default();
         routes.take(&table(1, &[1, 2]));
