@@ -31,7 +31,7 @@ dist: install ## What is shipped: target/dist/platform, linked statically, and t
 deb: dist ## The Debian package of what `make dist` builds: target/platform_VERSION_amd64.deb
 	cargo xtask deb
 
-machines: deb ## Install the package on Debians that boot here as VMs, make a cluster, reboot, upgrade, revoke, remove; root, no KVM, half an hour
+machines: deb ## Install the package on Debians that boot here as VMs, make a cluster, reboot, upgrade, revoke, remove; root, no KVM, ten minutes and the package
 	examples/machines.sh "$$(ls -t target/platform_*_amd64.deb | head -n 1)"
 
 wireguard-kernel: ## The tests of WireGuard interfaces on a Debian kernel, which has WireGuard, in a VM; root, no KVM, minutes
@@ -42,7 +42,7 @@ kernel: install ## The platform's own guest kernel: ten minutes once, then guest
 	cargo xtask guest
 
 # The crates whose tests need no root, network or VM: the pure ones (ARCHITECTURE.md), `state-file` and the repository's tasks.
-PURE := model display state-file api guest-protocol manifest oci overlay scheduler node-core xtask
+PURE := model display state-file api http1 guest-protocol manifest oci overlay scheduler node-core xtask
 
 lint: ## Format, lints, structure and dependency rules; no root
 	@echo "== format, lints, structure"
@@ -91,7 +91,7 @@ images: install build ## Check the root disks of real images by umoci, e2fsck an
 
 # Measurements boot the guest that is shipped.
 bench: export PLATFORM_GUEST_DIR := $(CURDIR)/target/dist/guest
-bench: dist ## Measure what we promise of boots, logs, root disks and deploys, with the binaries of `make dist`; root
+bench: dist ## Measure what we promise of boots, logs, root disks, the edge and deploys, with the binaries of `make dist`; root
 	cargo xtask guest --profile dist --natively
 	cargo test --profile dist -p microvm --test bench -- --ignored --nocapture --test-threads 1
 	WIREGUARD_PROGRAM=$(CURDIR)/target/dist/platform cargo test --profile dist -p wireguard --test bench -- --ignored --nocapture --test-threads 1
@@ -99,11 +99,13 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	for image in tools modules; do examples/images.sh $$image; done | tee target/bench-images.txt
 	mapfile -t images <target/bench-images.txt
 	cargo run --profile dist -p root-disk --example bench -- "$${images[@]}"
+	cargo run --profile dist -p edge-proxy --example bench
 	cargo test --profile dist -p resolver --test bench -- --ignored --nocapture
 	cargo test --profile dist -p scheduler -- --ignored --nocapture
 	cargo test --profile dist -p store --test kill -- --ignored --nocapture
 	cargo test --profile dist -p control-plane --test agents -- --ignored --nocapture --exact thousands_of_agents
 	cargo test --profile dist -p control-plane --test agents -- --ignored --nocapture --exact writes_against_a_plain_client
+	cargo test --profile dist -p control-plane --test agents -- --ignored --nocapture --exact lists_by_page
 	cargo test --profile dist -p platform --test manifest -- --ignored --nocapture
 	cargo test --profile dist -p platform --test cluster -- --ignored --nocapture
 	cargo test --profile dist -p platform --test many -- --ignored

@@ -15,6 +15,7 @@ run=${DEMO_RUN_DIR:-/run/platform-demo}
 if [ -r "$demo/ports" ]; then . "$demo/ports"; fi
 server_port=${DEMO_SERVER_PORT:-7400}
 edge_port=${DEMO_EDGE_PORT:-8080}
+edge_tls_port=${DEMO_EDGE_TLS_PORT:-8443}
 registry_port=${DEMO_REGISTRY_PORT:-5000}
 
 # The program: every role, and the command line. `demo/bench.sh` measures that of profile `dist`.
@@ -25,6 +26,9 @@ user_config=${XDG_CONFIG_HOME:-$HOME/.config}/platform/config.json
 admin_config=$demo/server/client.json
 host=hello.localhost
 page=http://$host:$edge_port/
+# And by HTTPS, with a certificate of the CA in this file.
+tls_page=https://$host:$edge_tls_port/
+ingress_ca=$demo/ingress-ca.pem
 
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
     bold=$'\e[1m' faint=$'\e[2m' red=$'\e[31m' green=$'\e[32m' plain=$'\e[0m'
@@ -147,7 +151,7 @@ start() {
                 --data-dir "$demo/node" --run-dir "$run" ;;
         edge)
             launch edge "$platform" edge --server "https://127.0.0.1:$server_port" --name demo \
-                --data-dir "$demo/edge" --listen "127.0.0.1:$edge_port" ;;
+                --data-dir "$demo/edge" --listen "127.0.0.1:$edge_port" --listen-tls "127.0.0.1:$edge_tls_port" ;;
         *) die "there is no role \`$1\`" "roles: registry, server, node, edge" ;;
     esac
 }

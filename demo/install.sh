@@ -21,6 +21,8 @@ packages+=(postgresql)
 packages+=(wireguard-go wireguard-tools)
 # What asks the resolver in its tests.
 packages+=(bind9-dnsutils)
+# What schemathesis runs in.
+packages+=(python3 python3-venv)
 
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
 vsock_device_version=0.3.0
@@ -29,12 +31,16 @@ tools=$top/target/tools
 # What holds the metrics of a test's roles against Prometheus' rules. Of Debian's package only this program: it would start a server.
 promtool=$tools/bin/promtool
 
+# What holds the answers of the API against its description, with all that it needs: demo/schemathesis.txt has the versions.
+schemathesis=$tools/schemathesis
+
 main() {
     [ "$(id -u)" -eq 0 ] || die "only root can install packages" "try it with sudo"
     find_rust
     install_packages
     install_vsock_device
     install_promtool
+    install_schemathesis
 }
 
 find_rust() {
@@ -116,6 +122,21 @@ install_promtool() {
         die "could not fetch the package prometheus" "the log: target/apt.log" "is the network there? are Debian's sources in /etc/apt?"
     }
     rm -rf "$folder"
+}
+
+install_schemathesis() {
+    local wanted=$top/demo/schemathesis.txt
+    ! cmp -s "$wanted" "$schemathesis/installed.txt" || return 0
+    say "installing schemathesis"
+    {
+        rm -rf "$schemathesis"
+        /usr/bin/python3 -m venv "$schemathesis"
+        "$schemathesis/bin/pip" install --disable-pip-version-check --no-deps -r "$wanted"
+    } >"$top/target/schemathesis.log" 2>&1 || {
+        tail -n 15 "$top/target/schemathesis.log" >&2
+        die "could not install schemathesis" "the log: target/schemathesis.log" "is the network there? try again"
+    }
+    cp "$wanted" "$schemathesis/installed.txt"
 }
 
 mkdir -p "$top/target"

@@ -79,6 +79,7 @@ check_machine() {
     for role in registry server node edge; do
         alive $role || port_free $role
     done
+    alive edge || port_free edge-tls
     local need=$build_space
     [ ! -x "$platform" ] || need=$data_space
     space "$top" $need
@@ -97,6 +98,7 @@ port_free() {
         registry) port=$registry_port variable=DEMO_REGISTRY_PORT ;;
         server) port=$server_port variable=DEMO_SERVER_PORT ;;
         edge) port=$edge_port variable=DEMO_EDGE_PORT ;;
+        edge-tls) port=$edge_tls_port variable=DEMO_EDGE_TLS_PORT ;;
         *) return 0 ;;
     esac
     if (: </dev/tcp/127.0.0.1/"$port") 2>/dev/null; then
@@ -117,7 +119,7 @@ space() {
 # For restart.sh and the next `make demo`, where a variable of the environment wins.
 keep_ports() {
     cat >"$demo/ports" <<PORTS
-: "\${DEMO_SERVER_PORT:=$server_port}" "\${DEMO_EDGE_PORT:=$edge_port}" "\${DEMO_REGISTRY_PORT:=$registry_port}"
+: "\${DEMO_SERVER_PORT:=$server_port}" "\${DEMO_EDGE_PORT:=$edge_port}" "\${DEMO_EDGE_TLS_PORT:=$edge_tls_port}" "\${DEMO_REGISTRY_PORT:=$registry_port}"
 PORTS
 }
 
@@ -166,7 +168,7 @@ join() {
     wait_for "$1" 60
     case $1 in
         node) cli nodes ;;
-        edge) say "the edge listens on http://127.0.0.1:$edge_port" ;;
+        edge) say "the edge listens on http://127.0.0.1:$edge_port and https://127.0.0.1:$edge_tls_port" ;;
     esac
 }
 
@@ -184,6 +186,11 @@ get_page() {
         show curl -s --max-time 10 --resolve "$host:$edge_port:127.0.0.1" "$page"
         say
     done
+    # By HTTPS: the cluster's CA of hosts signed a certificate for this one.
+    cli certificates ca >"$ingress_ca"
+    show curl -s --max-time 10 --cacert "$ingress_ca" --resolve "$host:$edge_tls_port:127.0.0.1" "$tls_page" ||
+        die "the page is not served by HTTPS" "the edge's log: $demo/edge.log"
+    say
 }
 page_is_there() { curl -fs -o /dev/null --max-time 5 -H "Host: $host" "http://127.0.0.1:$edge_port/"; }
 
@@ -201,6 +208,7 @@ how_to_go_on() {
     cat <<TEXT
   alias platform=${platform@Q}
   curl $page                      # again, and the other instance answers
+  curl --cacert $ingress_ca $tls_page
   platform logs -f --process web                         # a line per request
   platform exec -it --process web -- sh                  # a shell beside the app
   platform scale web=3                                   # one more

@@ -2,6 +2,7 @@
 //! by kind of caller.
 
 mod access;
+mod certificates;
 mod member;
 mod user;
 

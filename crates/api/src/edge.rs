@@ -1,6 +1,7 @@
 //! What an edge and the server say to each other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
 
 use model::instance::ProxyProtocol;
@@ -124,4 +125,74 @@ pub struct Backend {
     pub instance: InstanceId,
     /// Its address and the app's port.
     pub address: SocketAddr,
+}
+
+/// The certificates of hosts: all of them, or those that changed since an earlier table. Only edges get it, and only those that ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateTable {
+    /// The life of the store, and what counts the tables of a session: it grows with every change.
+    #[serde(flatten)]
+    pub generation: Generation,
+    /// The term of the leader that says it. One of an older term of the same incarnation is refused.
+    pub term: Term,
+    /// In which session of a leader it was counted. An edge takes the whole table of another session than its own.
+    pub session: LeaderSession,
+    /// The counter, within the same session, of the table of which this is the difference; absent: this is the whole table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// By name.
+    pub certificates: BTreeMap<String, EdgeCertificate>,
+    /// Names of those that are there no more. Empty in a whole table.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removed: BTreeSet<String>,
+    /// What seals session tickets; absent in a difference: it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tickets: Option<TicketKeys>,
+}
+
+/// A certificate with its key.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeCertificate {
+    /// The certificate and, after it, those of its issuers, PEM.
+    pub chain_pem: String,
+    /// The private key, PEM. Secret.
+    pub key_pem: String,
+}
+
+impl fmt::Debug for EdgeCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EdgeCertificate").finish_non_exhaustive()
+    }
+}
+
+/// The keys by which edges seal session tickets (RFC 5077), the same for all: a client resumes its session at any edge. Secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketKeys {
+    /// Seals tickets, and opens them.
+    pub current: String,
+    /// The one before: it opens tickets only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+}
+
+impl fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TicketKeys").finish_non_exhaustive()
+    }
+}
+
+/// POST `paths::EDGE_HOST_CERTIFICATE`: a certificate of the ingress CA for a host that a route leads from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCertificateRequest {
+    /// The host, lowercase.
+    pub host: String,
+    /// A request of the key that is to be certified (PKCS#10, PEM). The key stays on the edge.
+    pub csr_pem: String,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCertificateResponse {
+    /// The certificate and, after it, the CA's, PEM.
+    pub chain_pem: String,
 }

@@ -3,12 +3,13 @@
 use std::net::Ipv6Addr;
 
 use model::{EdgeId, NameError, NodeId, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::member::Underlay;
 
 /// What a token lets its one user become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EnrollRole {
     /// A machine that runs instances.
@@ -54,7 +55,7 @@ pub struct EnrollRequest {
 }
 
 /// What a machine has.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hardware {
     /// Architecture in the OCI's words: `amd64`, `arm64`.
     pub arch: String,
@@ -119,7 +120,7 @@ impl Hardware {
 }
 
 /// The disk of a node: the file system of its data folder, and what of it instances cannot have. All in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeDisk {
     /// What the file system holds for users other than root.
     pub total_bytes: u64,
@@ -141,7 +142,7 @@ impl NodeDisk {
 }
 
 /// What one instance costs its node beside what its spec asks for, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceOverhead {
     /// Memory of its VMM and of the vsock device beside the guest's own: a function of the VMM driver.
     pub memory_bytes: u64,
@@ -187,7 +188,9 @@ pub struct EnrollResponse {
 }
 
 /// A member of the cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Member {
     /// A node.

@@ -10,6 +10,7 @@ use model::{
     AppName, EdgeId, EnvName, InstanceId, NodeId, OrgName, ProcessName, ReleaseNumber, Timestamp,
     UserName, VolumeId,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::enrollment::Member;
@@ -26,7 +27,7 @@ pub const EVENTS_LISTED: u32 = 200;
 pub const MAX_EVENT_MESSAGE_BYTES: usize = 1_024;
 
 /// Who made a change.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", content = "name", rename_all = "kebab-case")]
 pub enum Actor {
     /// A user.
@@ -65,7 +66,9 @@ impl fmt::Display for Actor {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $word:literal,)*) => {
         /// What happened. The first word of its name is what it happened to.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+        )]
         pub enum EventKind {
             $($(#[$doc])* #[serde(rename = $word)] $name,)*
         }
@@ -197,8 +200,18 @@ kinds! {
     UserTokenRevoked = "user-token-revoked",
     /// Settings of the network changed.
     NetworkChanged = "network-changed",
+    /// The cluster was logged in to a registry. The secret is in no event.
+    RegistryLoggedIn = "registry-logged-in",
+    /// The cluster was logged out of a registry.
+    RegistryLoggedOut = "registry-logged-out",
     /// Members trust other CAs.
     CaChanged = "ca-changed",
+    /// A certificate was added, or another one took its place. Its key is in no event.
+    CertificateAdded = "certificate-added",
+    /// A certificate was removed.
+    CertificateRemoved = "certificate-removed",
+    /// A certificate ends soon, or has ended.
+    CertificateExpiring = "certificate-expiring",
     /// A server began to lead.
     ServerLeads = "server-leads",
 }
@@ -246,7 +259,7 @@ impl FromStr for EventKind {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Its place in the order of events: larger than that of every earlier one.
     pub number: u64,
@@ -342,7 +355,7 @@ impl Event {
 }
 
 /// Some of the events, in their order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EventPage {
     /// The events.
     pub events: Vec<Event>,
@@ -353,7 +366,7 @@ pub struct EventPage {
 }
 
 /// Which events a caller wants. All of what is named has to fit.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EventsQuery {
     /// Those after this number, the oldest first. Absent: the newest.

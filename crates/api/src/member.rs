@@ -6,6 +6,7 @@ mod overlay;
 use std::net::Ipv6Addr;
 
 use model::{Generation, NodeId, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use measurement::{
@@ -19,7 +20,7 @@ pub use overlay::{
 };
 
 /// Whether a member may do anything. Users decide it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Approval {
     /// It may do what members of its kind do.

@@ -12,6 +12,7 @@ use model::instance::{InstanceSpec, InstanceState, PinnedImage};
 use model::{
     Digest, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, Term, Timestamp, VolumeId,
 };
+use schemars::JsonSchema;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -180,7 +181,7 @@ where
 }
 
 /// A root disk in a node's cache.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CachedImage {
     /// The image from which it was built. Images of other repositories with the same digest share the disk.
     pub image: PinnedImage,
@@ -230,7 +231,7 @@ impl std::fmt::Debug for PullSecret {
 }
 
 /// The VMM driver a node uses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DriverChoice {
     /// `firecracker`, `qemu-kvm` or `qemu-tcg`.
     pub name: String,
@@ -239,7 +240,7 @@ pub struct DriverChoice {
 }
 
 /// Whether the instances of a node reach the internet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EgressState {
     /// They do.
     pub on: bool,
@@ -345,6 +346,12 @@ pub struct LogsWanted {
     pub tail: u32,
     /// Only lines at or after this time.
     pub since: Option<Timestamp>,
+    /// Only lines before this time. Nodes of before protocol version 4 do not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// Only lines with this text in them. Nodes of before protocol version 4 do not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// Whether to go on with new lines until the reader leaves.
     pub follow: bool,
     /// Of the past, only what the instance said before it was last started again.
@@ -356,7 +363,7 @@ pub struct LogsWanted {
 pub const MAX_STREAM_LINE_BYTES: usize = 6 * guest_protocol::MAX_LOG_PIECE_BYTES + 1024;
 
 /// One line of an instance's log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogLine {
     /// The instance.
     pub instance: InstanceId,

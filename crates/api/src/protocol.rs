@@ -14,7 +14,7 @@
 //! | 1 | members that send no version: up to commit f29f308. Not served: they refuse fields that they do not know |
 //! | 2 | the header; `last_words` (old word: the name in version 1) of an instance's report is `log_tail`; a node may refuse a stream |
 //! | 3 | reports are differences with a sequence ([`crate::node::ReportDelta`]), and are answered |
-//! | 4 | nodes obey `egress` of an instance; members of before do not know it, and are not given what needs it |
+//! | 4 | nodes obey `egress` of an instance, run commands of users, and look for a text and an end in logs; members of before do not know these, and are not given what needs them |
 
 use std::ops::RangeInclusive;
 

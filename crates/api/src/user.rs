@@ -5,9 +5,11 @@
 
 mod access;
 mod lists;
+mod logs;
 mod network;
 mod network_doctor;
 mod plan;
+mod queries;
 mod releases;
 mod run;
 
@@ -20,6 +22,7 @@ use model::{
     Digest, EdgeId, EnvKey, InstanceId, LabelKey, LabelValue, NodeId, OrgName, ProcessName,
     ReleaseNumber, Timestamp, VolumeId,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::enrollment::{EnrollRole, Hardware, Member};
@@ -34,19 +37,24 @@ pub use access::{
 pub use lists::{
     DEFAULT_PAGE, EnvsQuery, InstancesQuery, MAX_PAGE, NodesQuery, Paged, VolumesQuery,
 };
+pub use logs::{DEFAULT_TAIL, LogsQuery, MAX_LOG_TEXT_BYTES};
 pub use network::{NetworkMember, NetworkSettingsRequest, NetworkStatus, NetworkWarning};
 pub use network_doctor::{
     DiagnosedMember, DoctorRequest, FindingSeverity, MAX_DOCTOR_MEMBERS, MeasurementState,
     NetworkDiagnosis, NetworkFinding,
 };
 pub use plan::{ManifestChange, PlanResponse, PlannedPlace, PlannedProcess};
+pub use queries::{
+    AcknowledgementsQuery, DeployQuery, NewestReleaseQuery, OrgQuery, RegistryQuery, RolloutQuery,
+    StatsQuery, UserTokensQuery,
+};
 pub use releases::{ReleaseRow, RollbackRequest};
 pub use run::{
     AttachQuery, DEFAULT_COMMAND_LIFETIME_MS, MAX_COMMAND_LIFETIME_MS, RunRequest, RunResponse,
 };
 
 /// A root disk in a node's cache, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageRow {
     /// The node.
     pub node: NodeId,
@@ -57,32 +65,44 @@ pub struct ImageRow {
 }
 
 /// Logs the cluster in to a registry: the server resolves with it, and nodes pull with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegistryLoginRequest {
     /// The registry, as in image references: `ghcr.io`, `docker.io`, `registry.example.com:5000`.
     pub registry: String,
     /// What to show there. It is tried before it is kept.
     #[serde(deserialize_with = "strict_secret")]
+    #[schemars(with = "StrictSecret")]
     pub secret: PullSecret,
 }
 
 /// [`PullSecret`] as users write it, with no unknown fields; a node ignores those.
+#[derive(Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum StrictSecret {
+    /// A user's name and password, or an access token in its place.
+    Basic {
+        /// Name.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// An OAuth2 refresh token.
+    IdentityToken {
+        /// The token.
+        token: String,
+    },
+}
+
 fn strict_secret<'de, D: serde::Deserializer<'de>>(from: D) -> Result<PullSecret, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-    enum Strict {
-        Basic { user: String, password: String },
-        IdentityToken { token: String },
-    }
-    Ok(match Strict::deserialize(from)? {
-        Strict::Basic { user, password } => PullSecret::Basic { user, password },
-        Strict::IdentityToken { token } => PullSecret::IdentityToken { token },
+    Ok(match StrictSecret::deserialize(from)? {
+        StrictSecret::Basic { user, password } => PullSecret::Basic { user, password },
+        StrictSecret::IdentityToken { token } => PullSecret::IdentityToken { token },
     })
 }
 
 /// A registry that the cluster is logged in to, for people; the secret is never shown again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RegistryRow {
     /// The registry.
     pub registry: String,
@@ -94,36 +114,8 @@ pub struct RegistryRow {
     pub at: Timestamp,
 }
 
-/// The query of [`paths::LOGS`]: which of the env's lines are wanted.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LogsQuery {
-    /// Only of this process type.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub process: Option<ProcessName>,
-    /// Only of this instance, which may have ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<InstanceId>,
-    /// At most this many lines of the past, for each instance. Absent: [`DEFAULT_TAIL`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tail: Option<u32>,
-    /// Only lines at or after this time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<Timestamp>,
-    /// Whether to go on with new lines until the reader leaves.
-    #[serde(default)]
-    pub follow: bool,
-    /// Of the past, only what each instance said before it was last started again; of an instance that has ended, what
-    /// it said since it was last started.
-    #[serde(default)]
-    pub previous: bool,
-}
-
-/// Lines of the past for each instance, where [`LogsQuery::tail`] does not say.
-pub const DEFAULT_TAIL: u32 = 100;
-
 /// Asks for a one-time enrollment token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateTokenRequest {
     /// What its user becomes.
@@ -164,7 +156,7 @@ impl CreateTokenRequest {
 }
 
 /// A one-time enrollment token; this is the only time it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateTokenResponse {
     /// The token, for `platform node join --token-file`. It carries the server's URL and the CA's fingerprint, so that the new
     /// machine finds and knows the right server.
@@ -179,7 +171,7 @@ pub struct CreateTokenResponse {
 }
 
 /// An enrollment token, for people; its secret is never shown again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenRow {
     /// By what it is revoked.
     pub id: String,
@@ -209,7 +201,7 @@ pub struct TokenRow {
 }
 
 /// An edge, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EdgeRow {
     /// The edge.
     pub id: EdgeId,
@@ -231,7 +223,7 @@ pub struct EdgeRow {
 }
 
 /// The cluster's CA.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CaRow {
     /// The fingerprint of the one that signs, for people to compare.
     pub fingerprint: String,
@@ -244,7 +236,7 @@ pub struct CaRow {
 }
 
 /// Replaces the cluster's CA.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RotateCaRequest {
     /// Whether the one before is trusted no more; else another one begins to sign.
@@ -253,7 +245,7 @@ pub struct RotateCaRequest {
 }
 
 /// The answer to a revocation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RevokeResponse {
     /// The counter of the membership without it ([`crate::member::MemberState::generation`]).
     pub counter: u64,
@@ -262,14 +254,14 @@ pub struct RevokeResponse {
 }
 
 /// Which members have applied a membership.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Acknowledgements {
     /// Every approved member.
     pub members: Vec<Acknowledgement>,
 }
 
 /// Whether one member has applied it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Acknowledgement {
     /// The member.
     pub member: Member,
@@ -282,7 +274,7 @@ pub struct Acknowledgement {
 }
 
 /// Asks for a new release.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
     /// The process types that the release is of; the others stay as they are. Empty: all.
@@ -295,7 +287,7 @@ pub struct DeployRequest {
 }
 
 /// A release that was recorded; its rollout has begun.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeployResponse {
     /// The release.
     pub release: ReleaseNumber,
@@ -311,7 +303,7 @@ pub struct DeployResponse {
 }
 
 /// Sets how many instances of processes are wanted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScaleRequest {
     /// Process type to instances.
@@ -319,7 +311,7 @@ pub struct ScaleRequest {
 }
 
 /// How a rollout goes. `revision` changes whenever anything of it does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RolloutStatus {
     /// For the next long poll.
     pub revision: u64,
@@ -336,7 +328,7 @@ pub struct RolloutStatus {
 }
 
 /// How far a rollout is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RolloutPhase {
     /// Instances start, become ready, replace the old.
@@ -352,7 +344,7 @@ pub enum RolloutPhase {
 }
 
 /// One instance, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceRow {
     /// The instance.
     pub id: InstanceId,
@@ -383,7 +375,7 @@ pub struct InstanceRow {
 }
 
 /// One instance that is gone, for people. Its node keeps its log for a while.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndedRow {
     /// The instance.
     pub id: InstanceId,
@@ -429,7 +421,7 @@ impl EndedRow {
 }
 
 /// One node, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeRow {
     /// The node.
     pub id: NodeId,
@@ -494,7 +486,7 @@ pub struct NodeRow {
 }
 
 /// An instance or a volume of a node with a record that the server cannot read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UnreadableRow {
     /// The record, and why it cannot be read, for people.
     pub record: String,
@@ -505,7 +497,7 @@ pub struct UnreadableRow {
 }
 
 /// Whether a node takes instances. A user decides it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduling {
     /// It does.
@@ -522,7 +514,7 @@ pub enum Scheduling {
 }
 
 /// Says whether a node takes instances from now on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SchedulingRequest {
     /// What is decided.
@@ -530,7 +522,7 @@ pub struct SchedulingRequest {
 }
 
 /// Gives a node to an org, or to all.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeOrgRequest {
     /// The org whose apps it runs from now on, and no other's. Absent: every org's.
@@ -538,7 +530,7 @@ pub struct NodeOrgRequest {
 }
 
 /// Sets and removes labels of a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LabelsRequest {
     /// Key to value; `null`: the label is removed. Labels that are not named stay.
@@ -546,7 +538,7 @@ pub struct LabelsRequest {
 }
 
 /// Asks a node to stop instances that it runs and the store does not know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StopUnknownRequest {
     /// These; empty: every one that it has reported by now.
@@ -555,14 +547,14 @@ pub struct StopUnknownRequest {
 }
 
 /// The answer to [`StopUnknownRequest`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StopUnknownResponse {
     /// The instances that the node is told to stop. They are named until it has said that they are gone.
     pub instances: Vec<InstanceId>,
 }
 
 /// The query of [`paths::NODE`](crate::paths::NODE): how a node is removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveNodeQuery {
     /// Whether the node is given up with what it has: its instances are replaced elsewhere, its volumes are deleted, and what was in them
@@ -572,7 +564,7 @@ pub struct RemoveNodeQuery {
 }
 
 /// What the instances and volumes of a node are promised, those that terminate among them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PromisedRow {
     /// CPU requests, in thousandths of a core.
     pub cpu_millis: u64,
@@ -593,7 +585,7 @@ pub const MAX_PROCESS_SECRETS_BYTES: usize = 512 * 1024;
 pub const MAX_SECRET_NAME_BYTES: usize = 255;
 
 /// Changes files of a secret bundle: a new version, with the other files as in the newest one.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetSecretsRequest {
     /// File name to content.
@@ -613,7 +605,7 @@ impl std::fmt::Debug for SetSecretsRequest {
 }
 
 /// One secret bundle, for people; the contents of its files are never shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretRow {
     /// The bundle.
     pub name: String,
@@ -628,7 +620,7 @@ pub struct SecretRow {
 }
 
 /// One volume, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeRow {
     /// The volume.
     pub id: VolumeId,
@@ -657,7 +649,7 @@ pub struct VolumeRow {
 }
 
 /// One env, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EnvRow {
     /// The env.
     pub env: EnvKey,
@@ -686,11 +678,12 @@ pub struct EnvRow {
 pub const MAX_EXEC_COMMAND_BYTES: usize = 16 * 1024;
 
 /// The query of [`paths::EXEC`](crate::paths::EXEC): a command to run beside the app.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecQuery {
     /// Program and arguments, as a JSON array of strings.
     #[serde(with = "json_text")]
+    #[schemars(with = "String")]
     pub command: Vec<String>,
     /// Rows of the user's terminal; with `columns`, or neither: then it runs on pipes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -732,7 +725,7 @@ mod json_text {
 }
 
 /// The body of POST [`paths::SIGNAL`](crate::paths::SIGNAL).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignalRequest {
     /// Signal name or number: `SIGHUP`, `HUP`, `1`.
@@ -740,7 +733,7 @@ pub struct SignalRequest {
 }
 
 /// The stats of one instance, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StatsRow {
     /// The instance.
     pub id: InstanceId,

@@ -3,6 +3,7 @@
 use model::{
     AppName, EnvName, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, UserName,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
@@ -16,7 +17,7 @@ pub const MAX_WHY_EVENTS: u32 = 50;
 pub const MAX_WHY_SUBJECT_BYTES: usize = 200;
 
 /// What is asked about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WhyQuery {
     /// An instance (`1f0c2b7a`), a process type (`shop/prod/web`, or `web` of the env that the query names), or a node (`n3`, or its name).
@@ -30,7 +31,7 @@ pub struct WhyQuery {
 }
 
 /// The story.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Why {
     /// What it is the story of.
     pub subject: WhySubject,
@@ -54,7 +55,7 @@ pub struct Why {
 }
 
 /// What a story is of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum WhySubject {
     /// An instance, which may be gone.
@@ -87,7 +88,7 @@ pub enum WhySubject {
 }
 
 /// A release in a story.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WhyRelease {
     /// Its number.
     pub number: ReleaseNumber,
@@ -102,7 +103,7 @@ pub struct WhyRelease {
 }
 
 /// A node in a story.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WhyNode {
     /// It.
     pub id: NodeId,
@@ -113,7 +114,7 @@ pub struct WhyNode {
 }
 
 /// An instance in the story of a process type or a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WhyInstance {
     /// It.
     pub id: InstanceId,

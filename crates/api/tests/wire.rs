@@ -4,7 +4,7 @@
 //! and of the one before.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use api::edge::RouteTable;
+use api::edge::{CertificateTable, HostCertificateRequest, HostCertificateResponse, RouteTable};
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::member::{Measurement, MeasurementRequest};
 use api::node::{
@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// Objects whose keys are data: names of hosts, of variables, numbers of members.
-const MAPS: &[&str] = &["routes", "variables", "links", "relayed"];
+const MAPS: &[&str] = &["routes", "certificates", "variables", "links", "relayed"];
 /// Objects whose one key is the name of a variant.
 const VARIANTS: &[&str] = &["wanted", "member"];
 
@@ -74,6 +74,17 @@ fn messages_that_protocol_version_3_added_are_read_with_and_without_added_fields
     ));
     check::<MeasurementRequest>(include_str!("fixtures/protocol_3/measurement_request.json"));
     check::<Measurement>(include_str!("fixtures/protocol_3/measurement.json"));
+}
+
+#[test]
+fn messages_that_protocol_version_4_added_are_read_with_and_without_added_fields() {
+    check::<CertificateTable>(include_str!("fixtures/protocol_4/certificate_table.json"));
+    check::<HostCertificateRequest>(include_str!(
+        "fixtures/protocol_4/host_certificate_request.json"
+    ));
+    check::<HostCertificateResponse>(include_str!(
+        "fixtures/protocol_4/host_certificate_response.json"
+    ));
 }
 
 /// The recorded message with one value replaced.

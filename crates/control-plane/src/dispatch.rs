@@ -6,15 +6,15 @@
 //! forwarded again.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ::api::{error_code, paths};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
-use http::header::{RETRY_AFTER, UPGRADE};
-use http::{HeaderName, HeaderValue, StatusCode, Uri};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, UPGRADE};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 use identity::ServerCertificate;
@@ -32,7 +32,7 @@ use crate::callers::{Peer, SeenFrom, ShownCertificate, user_token};
 use crate::connection::{ALPN, Admission};
 use crate::election::{CurrentRole, Role};
 use crate::enrollment_rate::EnrollmentRate;
-use crate::failure::{ApiFailure, REVOKED};
+use crate::failure::{ApiFailure, REVOKED, method_not_allowed};
 use crate::limits::{
     FORWARD_CONNECT_TIMEOUT, FORWARD_KEEPALIVE, LEADER_RETRY, MAX_CONNECTIONS_OF_A_USER,
     MAX_USER_CONNECTIONS, REVOKED_GRACE,
@@ -127,7 +127,7 @@ impl Dispatch {
         admission: &Admission,
         request: Request<Incoming>,
     ) -> Response {
-        if let Some(answer) = self.probed(request.uri().path()) {
+        if let Some(answer) = self.by_itself(&request) {
             return answer;
         }
         let enrolls = request.uri().path() == paths::ENROLL && *shown != Shown::Server;
@@ -150,13 +150,23 @@ impl Dispatch {
         response
     }
 
-    /// What a load balancer in front of the servers asks each of them: is it alive, can it answer?
-    fn probed(&self, path: &str) -> Option<Response> {
-        match (path, self.role.now()) {
-            ("/readyz", Role::Waiting) => Some(no_leader("no server leads at the moment")),
-            ("/healthz" | "/readyz", _) => Some("ok\n".into_response()),
-            _ => None,
+    /// What every server answers by itself. A load balancer in front of the servers asks each of them: is it alive, can it answer? A program asks
+    /// what it may call.
+    fn by_itself(&self, request: &Request<Incoming>) -> Option<Response> {
+        let path = request.uri().path();
+        if !matches!(path, paths::HEALTHZ | paths::READYZ | paths::OPENAPI) {
+            return None;
         }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Some(method_not_allowed().into_response());
+        }
+        Some(match (path, self.role.now()) {
+            (paths::OPENAPI, _) => {
+                ([(CONTENT_TYPE, "application/json")], description()).into_response()
+            }
+            (paths::READYZ, Role::Waiting) => no_leader("no server leads at the moment"),
+            _ => "ok\n".into_response(),
+        })
     }
 
     async fn dispatched(
@@ -262,6 +272,12 @@ impl Dispatch {
             _ => http::Response::<reqwest::Body>::from(response).map(Body::new),
         }
     }
+}
+
+/// The description of the API, made when it is first asked for.
+fn description() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| ::api::openapi::document().to_string())
 }
 
 /// Joins two connections that speak something else than HTTP from now on, until one of them ends.

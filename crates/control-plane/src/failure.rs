@@ -111,6 +111,15 @@ impl ApiFailure {
     }
 }
 
+/// 405.
+pub(crate) fn method_not_allowed() -> ApiFailure {
+    ApiFailure::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "the path has no such method",
+    )
+}
+
 /// A header of the answer to a member that was revoked: whoever it is connected to closes the connection.
 pub(crate) const REVOKED: HeaderName = HeaderName::from_static("platform-revoked");
 

@@ -13,6 +13,11 @@ pub(crate) const PLAN_BATCH: u32 = 64;
 /// How long an env that cannot be planned is quarantined: it is not planned meanwhile. In milliseconds.
 pub(crate) const QUARANTINE_MS: u64 = 60_000;
 
+/// Age at which other keys seal session tickets, in milliseconds: 12 h. They open tickets for as long again.
+pub(crate) const TICKET_KEY_LIFE_MS: u64 = 12 * 60 * 60 * 1000;
+/// How often certificates that end soon and the age of the keys of tickets are looked at.
+pub(crate) const CERTIFICATE_LOOK_INTERVAL: Duration = Duration::from_secs(600);
+
 /// How long a call about the lease may take before it is given up and tried again.
 pub(crate) const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a server that could not begin its term leaves the lease to others.

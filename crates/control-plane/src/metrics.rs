@@ -51,6 +51,8 @@ pub(crate) struct ServerMetrics {
     nodes: Family<ByState, Gauge>,
     instances: Family<ByState, Gauge>,
     unreadable: Gauge,
+    certificates: Gauge,
+    certificates_expiring: Gauge,
 }
 
 impl Default for ServerMetrics {
@@ -69,6 +71,8 @@ impl Default for ServerMetrics {
             nodes: Family::default(),
             instances: Family::default(),
             unreadable: Gauge::default(),
+            certificates: Gauge::default(),
+            certificates_expiring: Gauge::default(),
         }
     }
 }
@@ -123,6 +127,14 @@ impl ServerMetrics {
         server.register("instances", text, self.instances.clone());
         let text = "Records of the store that cannot be read, whose envs are frozen";
         server.register("unreadable_records", text, self.unreadable.clone());
+        let text = "Certificates of hosts that users added";
+        server.register("certificates", text, self.certificates.clone());
+        let text = "Those of them that end within 14 days, or have ended";
+        server.register(
+            "certificates_expiring",
+            text,
+            self.certificates_expiring.clone(),
+        );
         server.register_collector(Box::new(Connections(shares)));
     }
 
@@ -193,6 +205,13 @@ impl ServerMetrics {
             .set(i64::try_from(records).unwrap_or(i64::MAX));
     }
 
+    /// How many certificates there are, and how many of them end soon.
+    pub(crate) fn set_certificates(&self, all: usize, expiring: usize) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.certificates.set(number(all));
+        self.certificates_expiring.set(number(expiring));
+    }
+
     /// A term begins: these are the instances.
     pub(crate) fn begin_term<'i>(&self, instances: impl Iterator<Item = &'i Instance>) {
         self.end_term();
@@ -206,6 +225,7 @@ impl ServerMetrics {
         self.instances.clear();
         self.nodes.clear();
         self.unreadable.set(0);
+        self.set_certificates(0, 0);
     }
 
     /// An instance came, went, or is another than before.

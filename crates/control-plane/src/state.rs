@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
+use crate::certificates::Certificates;
 use crate::doctor::Doctor;
 use crate::failure::ApiFailure;
 use crate::leader_handle::LeaderHandle;
@@ -76,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) data_dir: PathBuf,
     pub(crate) secrets: Secrets,
     pub(crate) logins: Logins,
+    /// The certificates of hosts.
+    pub(crate) certificates: Certificates,
     pub(crate) settings: ClusterSettings,
     pub(crate) registry: Registry,
     pub(crate) presence: Arc<Presence>,

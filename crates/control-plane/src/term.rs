@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::bootstrap::new_incarnation;
+use crate::certificates::Certificates;
 use crate::clock::{follow_the_wall_clock, now};
 use crate::doctor::Doctor;
 use crate::leader_handle::LeaderHandle;
@@ -42,7 +43,7 @@ use crate::state::{Published, Shared};
 use crate::streams::Streams;
 use crate::topics::Topics;
 use crate::users::Users;
-use crate::{api, commit_loop, planner_loop};
+use crate::{api, certificate_loop, commit_loop, planner_loop};
 
 /// What a server has whether it leads or not.
 pub(crate) struct Foundation {
@@ -78,7 +79,7 @@ pub(crate) struct LedTerm {
     metrics: Arc<ServerMetrics>,
     /// Ends what was begun in it.
     end: CancellationToken,
-    tasks: [(JoinHandle<()>, &'static str); 3],
+    tasks: [(JoinHandle<()>, &'static str); 4],
 }
 
 impl LedTerm {
@@ -106,6 +107,13 @@ impl LedTerm {
                 "the route table's counter in the store was out of range: another incarnation begins, in which it counts anew"
             );
         }
+        let certificates = Certificates::load(
+            store.clone(),
+            Arc::clone(&foundation.seal),
+            term,
+            &foundation.settings.id,
+        )
+        .await?;
         let mut cluster = store.load().await?;
         let presence = Presence::starting(cluster.nodes.keys().copied());
         // A server that followed has not looked at its machine's clock since it started, which may be months ago.
@@ -133,6 +141,7 @@ impl LedTerm {
             rotating: tokio::sync::Mutex::new(()),
             data_dir: foundation.data_dir.clone(),
             logins,
+            certificates,
             settings: foundation.settings.clone(),
             registry,
             presence: Arc::new(presence),
@@ -176,6 +185,7 @@ impl LedTerm {
         }
         let planner = tokio::spawn(planner_loop::run(Arc::clone(&shared)));
         let hubs = tokio::spawn(watch_hubs(Arc::clone(&shared)));
+        let certificates = tokio::spawn(certificate_loop::keep_current(Arc::clone(&shared)));
         Ok(Self {
             term,
             metrics: Arc::clone(&foundation.metrics),
@@ -185,6 +195,7 @@ impl LedTerm {
             tasks: [
                 (planner, "planner"),
                 (hubs, "hubs"),
+                (certificates, "certificates"),
                 (committer, "committer"),
             ],
         })

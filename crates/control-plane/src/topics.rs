@@ -16,6 +16,8 @@ pub(crate) enum Topic {
     Env(EnvKey),
     /// The route table.
     Routes,
+    /// The certificates of hosts, or the keys of session tickets.
+    Certificates,
     /// What members of before the overlay are told about each other.
     Membership,
     /// What one member is told of itself and of its peers.

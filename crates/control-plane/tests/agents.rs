@@ -20,14 +20,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use api::enrollment::EnrollRole;
-use api::node::{AgentSession, DesiredState};
+use api::enrollment::{EnrollRole, Hardware};
+use api::node::{AgentSession, DesiredState, NodeReport};
 use api::user::{CreateTokenRequest, RolloutPhase, ScaleRequest};
 use api_client::{ApiClient, ClientConfig};
 use futures_util::stream::{self, StreamExt as _};
 use model::Generation;
 use model::instance::InstanceSpec;
 use node_core::report_sender::ReportSender;
+use reqwest::header::LINK;
 use sqlx::{Connection as _, SqliteConnection};
 use support::registry::Registry;
 use support::*;
@@ -151,6 +152,7 @@ struct Agent {
     client: ApiClient,
     desired: Option<DesiredState>,
     sender: ReportSender,
+    hardware: Hardware,
 }
 
 impl Agent {
@@ -166,7 +168,10 @@ impl Agent {
 
     async fn report(&mut self, ways: &Ways) {
         let instances = self.instances().map(|i| running(i.id)).collect();
-        let now = report(self.generation(), instances);
+        let now = NodeReport {
+            hardware: self.hardware.clone(),
+            ..report(self.generation(), instances)
+        };
         let delta = self.sender.next(&now);
         if let Ok(answer) = self.client.report(&delta).await {
             let _ = self.sender.answered(answer);
@@ -287,6 +292,7 @@ async fn thousands_of_agents() {
                 client: joined.client.clone(),
                 desired: None,
                 sender: ReportSender::new(AgentSession(1)),
+                hardware: hardware(),
             };
             tasks.spawn(agent.run(number, ways, stop));
         }
@@ -511,4 +517,117 @@ async fn writes_against_a_plain_client() {
     } else {
         println!("skipped: durable writes where a sync costs something (strace is not installed)");
     }
+}
+
+/// Instances that are listed, of so many apps, on so many nodes.
+const LISTED: u32 = 100_000;
+const LISTED_APPS: u32 = 200;
+const LISTED_NODES: usize = 50;
+/// Longest wait until they are placed.
+const PLACING: Duration = Duration::from_secs(600);
+
+/// `ps` of very many instances: page by page, and what is filtered of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: make bench"]
+async fn lists_by_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(folder.path(), Duration::ZERO).await;
+    let registry = Registry::start().await;
+    let digest = registry.push("hello", "amd64", "one").await;
+    let image = format!("{}/hello@{digest}", registry.host);
+    let user = server.user();
+    let (ways, stop) = (Arc::new(Ways::default()), CancellationToken::new());
+    let tasks = tokio_util::task::TaskTracker::new();
+    let hardware = Hardware {
+        cpus: 256,
+        memory_bytes: 1 << 40,
+        ..hardware()
+    };
+    for number in 0..LISTED_NODES {
+        let joined = join_with(&server.url, &user, EnrollRole::Node, hardware.clone()).await;
+        let agent = Agent {
+            client: joined.client.clone(),
+            desired: None,
+            sender: ReportSender::new(AgentSession(1)),
+            hardware: hardware.clone(),
+        };
+        tasks.spawn(agent.run(
+            number * AGENTS / LISTED_NODES,
+            Arc::clone(&ways),
+            stop.clone(),
+        ));
+    }
+    tasks.close();
+    eventually("all nodes are heard", async || {
+        let rows = user.nodes().await.unwrap();
+        rows.iter().all(|row| row.online).then_some(())
+    })
+    .await;
+    let small = "min = 1\nmax = 1000\n[processes.web.resources]\ncpu = 0.01\nmemory = \"64MiB\"";
+    let started = Instant::now();
+    for app in 0..LISTED_APPS {
+        let app = format!("app{app:03}");
+        let request = api::user::DeployRequest {
+            only: std::collections::BTreeSet::new(),
+            manifest: manifest(&app).replace("min = 2\nmax = 4", small),
+            image: image.clone(),
+        };
+        let key = env_key(&app, "prod");
+        user.deploy(&key, &request).await.unwrap();
+        let processes = BTreeMap::from([("web".parse().unwrap(), LISTED / LISTED_APPS)]);
+        user.scale(&key, &ScaleRequest { processes }).await.unwrap();
+    }
+    while u64::from(LISTED) > ways.arrived.load(Ordering::Relaxed) {
+        assert!(started.elapsed() < PLACING, "{:?} are placed", ways.arrived);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!(
+        "{LISTED} instances placed and at their nodes in {:.1} s, server {:.0} MiB",
+        started.elapsed().as_secs_f64(),
+        server.memory()
+    );
+    stop.cancel();
+    tasks.wait().await;
+
+    for limit in [100, 1_000, 10_000] {
+        list(&server, &format!("limit={limit}"), LISTED).await;
+    }
+    list(&server, "app=app100", LISTED / LISTED_APPS).await;
+    list(&server, "process=none", 0).await;
+    println!("after the lists: server {:.0} MiB", server.memory());
+}
+
+/// Reads a whole list of instances page by page, which has so many rows.
+async fn list(server: &Process, query: &str, rows: u32) {
+    let http = plain(&server.config.ca_pem, None);
+    let (started, cpu) = (Instant::now(), server.cpu());
+    let (mut took, mut found, mut bytes) = (Vec::new(), 0, 0);
+    let mut next = Some(format!("/v1/instances?{query}"));
+    while let Some(path) = next {
+        let at = Instant::now();
+        let request = http.get(format!("{}{path}", server.url));
+        let response = request.bearer_auth(&server.config.token).send().await;
+        let response = response.unwrap().error_for_status().unwrap();
+        next = response.headers().get(LINK).map(|link| {
+            let (target, _) = link.to_str().unwrap().split_once('>').unwrap();
+            target.trim_start_matches('<').to_owned()
+        });
+        let body = response.bytes().await.unwrap();
+        took.push(at.elapsed());
+        bytes += body.len();
+        // Not a part of what is measured: rows are counted, not read.
+        let page: Vec<serde::de::IgnoredAny> = serde_json::from_slice(&body).unwrap();
+        found += page.len();
+    }
+    assert_eq!(found, rows as usize, "{query}");
+    let (pages, all) = (took.len(), started.elapsed());
+    took.sort_unstable();
+    println!(
+        "{query}: {found} rows in {pages} pages, {:.1} MiB, in {:.2} s: a page p50 {:.1?}, p99 {:.1?}; server CPU {:.2} s",
+        bytes as f64 / f64::from(1 << 20),
+        all.as_secs_f64(),
+        percentile(&took, 50),
+        percentile(&took, 99),
+        server.cpu() - cpu,
+    );
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use api::ApiError;
+use api::event::{EventKind, EventsQuery};
 use api::node::{CachedImage, NodeReport, PullSecret};
 use api::user::{DeployRequest, RegistryLoginRequest};
 use api_client::ClientError;
@@ -106,6 +107,27 @@ async fn a_private_image_is_deployed_with_a_login_that_lies_sealed() {
     assert_eq!(denied.code, "image_denied");
     let (status, _) = api_error(server.user.registry_logout(&registry.host).await);
     assert_eq!(status, 404);
+
+    // What changed is told: who, when, where, and never the secret.
+    let of_registries = EventsQuery {
+        kind: Some("registry".to_owned()),
+        ..EventsQuery::default()
+    };
+    let told = server
+        .user
+        .events(&of_registries, std::time::Duration::ZERO)
+        .await;
+    let told = told.unwrap().events;
+    let told: Vec<_> = told
+        .iter()
+        .map(|e| (e.kind, e.by.to_string(), &*e.message))
+        .collect();
+    let (admin, as_ann) = ("admin".to_owned(), format!("{} as ann", registry.host));
+    let expected = [
+        (EventKind::RegistryLoggedIn, admin.clone(), as_ann.as_str()),
+        (EventKind::RegistryLoggedOut, admin, registry.host.as_str()),
+    ];
+    assert_eq!(told, expected);
     server.stop().await;
 }
 

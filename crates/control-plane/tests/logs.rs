@@ -6,8 +6,12 @@ mod support;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use api::node::{InstanceReport, LogLine, LogsWanted, StreamRequest, StreamWanted};
-use api::user::{LogsQuery, ScaleRequest};
+use api::node::{
+    AgentSession, InstanceReport, LogLine, LogsWanted, ReportDelta, StreamRequest, StreamWanted,
+};
+use api::paths;
+use api::protocol::{OLDEST_PROTOCOL_VERSION, PROTOCOL_HEADER};
+use api::user::{LogsQuery, MAX_LOG_TEXT_BYTES, ScaleRequest};
 use api_client::{ApiClient, LogStream};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -270,12 +274,17 @@ async fn case_the_log_of_an_ended_instance_can_be_read_and_says_how_it_ended() {
     assert_eq!(next(&mut reader).await.as_deref(), Some(how));
     assert_eq!(next(&mut reader).await, None, "nothing more can come");
 
-    // With the others of its process type, before them.
+    // With the others of its process type, in the order of time.
     let mut reader = server.user.logs(&key, &LogsQuery::default()).await.unwrap();
-    sends(&node.client, gone, "why").await;
-    let wanted = sends(&node.client, stays, "here").await;
-    assert_eq!(wanted.instances, [stays]);
-    for text in ["why", how, "here"] {
+    let (stream, mut wanted) = asked(&node.client).await;
+    let mut both = [gone, stays];
+    both.sort();
+    wanted.instances.sort();
+    assert_eq!(wanted.instances, both);
+    let lines = [line(gone, "why"), line(stays, "here")];
+    let body = stream::iter(lines.map(Ok::<_, Infallible>));
+    node.client.open_stream(&stream, body).await.unwrap();
+    for text in ["why", "here", how] {
         assert_eq!(next(&mut reader).await.as_deref(), Some(text));
     }
     assert_eq!(next(&mut reader).await, None);
@@ -317,8 +326,9 @@ async fn case_the_log_of_an_ended_instance_can_be_read_and_says_how_it_ended() {
     let (stream, _) = asked(&node.client).await;
     let nothing = stream::empty::<Result<Bytes, Infallible>>();
     node.client.open_stream(&stream, nothing).await.unwrap();
+    assert_eq!(next(&mut reader).await.as_deref(), Some(how));
     let text = next(&mut reader).await.unwrap();
-    assert_eq!(text, format!("{how}; its node keeps no lines of it"));
+    assert_eq!(text, "n1 keeps no lines of it any more");
     server.stop().await;
 }
 
@@ -384,4 +394,72 @@ async fn case_a_reader_who_follows_learns_that_there_may_be_more_when_the_server
     assert!(error.is_transient(), "{error}");
     let text = error.to_string();
     assert!(!text.contains("close_notify"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_reader_chooses_the_node_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (key, node, ids) = two_instances(&server, &registry).await;
+    let query = LogsQuery {
+        since: Some(Timestamp(1)),
+        until: Some(Timestamp(u64::MAX)),
+        text: Some("GET /".to_owned()),
+        ..LogsQuery::default()
+    };
+    let mut reader = server.user.logs(&key, &query).await.unwrap();
+    let wanted = sends(&node.client, ids[0], "GET /a").await;
+    assert_eq!((wanted.since, wanted.until), (query.since, query.until));
+    assert_eq!(wanted.text, query.text);
+    assert_eq!(next(&mut reader).await.as_deref(), Some("GET /a"));
+    assert_eq!(next(&mut reader).await, None);
+
+    // Before there was any instance.
+    let early = LogsQuery {
+        until: Some(Timestamp(1)),
+        ..LogsQuery::default()
+    };
+    let error = server.user.logs(&key, &early).await.unwrap_err();
+    assert_eq!(error.code(), Some("no_instances"));
+    let endless = LogsQuery {
+        follow: true,
+        ..query.clone()
+    };
+    let empty = LogsQuery {
+        text: Some(String::new()),
+        ..query.clone()
+    };
+    let long = LogsQuery {
+        text: Some("x".repeat(MAX_LOG_TEXT_BYTES + 1)),
+        ..query.clone()
+    };
+    for wrong in [endless, empty, long] {
+        let error = server.user.logs(&key, &wrong).await.unwrap_err();
+        assert_eq!(error.code(), Some("bad_request"), "{wrong:?}");
+    }
+
+    // An agent of before would send lines that nobody asked for: it is not asked.
+    let whole = ReportDelta::whole(
+        AgentSession(99),
+        1,
+        report(
+            Generation::default(),
+            ids.iter().map(|id| running(*id)).collect(),
+        ),
+    );
+    let response = plain(&server.config.ca_pem, Some(&node))
+        .post(format!("{}{}", server.ready.url, paths::NODE_REPORT))
+        .header(PROTOCOL_HEADER, OLDEST_PROTOCOL_VERSION)
+        .json(&whole)
+        .send()
+        .await
+        .unwrap();
+    assert!(response.status().is_success(), "{response:?}");
+    let mut reader = server.user.logs(&key, &query).await.unwrap();
+    for _ in &ids {
+        let text = next(&mut reader).await.unwrap();
+        assert!(text.contains("n1: its agent is too old"), "{text}");
+    }
+    assert_eq!(next(&mut reader).await, None);
+    server.stop().await;
 }

@@ -1,96 +1,216 @@
-//! The edge's own answers: short, plain text for the public. They name the host and no more: which app, instance or address
-//! is meant is for the operator, in the edge's log, under the same request id.
+//! The edge's own answers: short, for the public, as plain text or, where the request asks for it, as JSON (RFC 9457). They name the host and no more: which app,
+//! instance or address is meant is for the operator, in the edge's log, under the same request id.
 
+use std::borrow::Cow;
 use std::collections::hash_map::RandomState;
-use std::fmt;
+use std::fmt::Write as _;
 use std::hash::BuildHasher as _;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
-use http_body_util::{Either, Full};
+use http::StatusCode;
+use http1::{Refusal, Version};
+use serde::Serialize;
 
-use crate::response_body::AnswerBody;
+use crate::date::with_date;
 
-/// Seconds after which a client may ask again when no instance is ready.
+/// Seconds after which a client may ask again when no instance is ready, or when there is no room.
 const RETRY_AFTER_SECONDS: u64 = 2;
+/// What `OPTIONS *` says of the edge: methods are the apps' business.
+const ALLOWED: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
 
-/// The header that has the request id.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Links an answer of the edge to a line of its log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RequestId(u64);
-
-impl RequestId {
-    /// Another one each time; those of an edge that restarted begin elsewhere.
-    pub(crate) fn next() -> Self {
-        static NEXT: LazyLock<AtomicU64> =
-            LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one("request")));
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+/// Writes the number that links an answer of the edge, a request at an app and a line of the log: another one each time; those of an edge that restarted
+/// begin elsewhere.
+pub(crate) fn write_request_id(id: &mut String) {
+    static NEXT: LazyLock<AtomicU64> =
+        LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one("request")));
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    id.clear();
+    for digit in (0..16).rev() {
+        let digit = (number >> (4 * digit)) & 15;
+        id.push(char::from(DIGITS[digit as usize]));
     }
 }
 
 /// An answer of the edge itself: what happened, and a line on what it means.
-pub(crate) fn plain(status: StatusCode, what: &str, meaning: &str) -> Response<AnswerBody> {
-    let text = format!("{}: {what}\n\n{meaning}\n", status.as_u16());
-    let mut response = Response::new(Either::Right(Full::new(Bytes::from(text))));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    what: Cow<'static, str>,
+    /// Absent: the request id is all there is to say.
+    meaning: Option<Cow<'static, str>>,
+    asks_again: bool,
 }
 
-pub(crate) fn unknown_host(host: &str) -> Response<AnswerBody> {
-    plain(
-        StatusCode::NOT_FOUND,
-        &format!("no app answers for `{host}`"),
-        "There is nothing at this address.",
-    )
-}
-
-pub(crate) fn no_routes_yet(id: RequestId) -> Response<AnswerBody> {
-    ask_again(unavailable(StatusCode::SERVICE_UNAVAILABLE, id))
-}
-
-pub(crate) fn none_ready(id: RequestId) -> Response<AnswerBody> {
-    ask_again(unavailable(StatusCode::SERVICE_UNAVAILABLE, id))
-}
-
-/// The answer when an app gave none; the cause is in the log under this id.
-pub(crate) fn unavailable(status: StatusCode, id: RequestId) -> Response<AnswerBody> {
-    let what = match status {
-        StatusCode::GATEWAY_TIMEOUT => "the app did not answer in time",
-        StatusCode::REQUEST_TIMEOUT => "the request's body did not come in time",
-        StatusCode::SERVICE_UNAVAILABLE => "the app is not available at the moment",
-        _ => "the app did not answer",
-    };
-    let mut response = plain(status, what, &format!("Request id: {id}"));
-    if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
-        response.headers_mut().insert(REQUEST_ID, value);
+impl Answer {
+    fn new(status: StatusCode, what: impl Into<Cow<'static, str>>, meaning: &'static str) -> Self {
+        Self {
+            status,
+            what: what.into(),
+            meaning: Some(meaning.into()),
+            asks_again: false,
+        }
     }
-    response
+
+    pub(crate) fn unknown_host(host: &str) -> Self {
+        let what = format!("no app answers for `{host}`");
+        Self::new(
+            StatusCode::NOT_FOUND,
+            what,
+            "There is nothing at this address.",
+        )
+    }
+
+    /// No instance is ready, or the edge has no routes yet.
+    pub(crate) fn not_now() -> Self {
+        Self {
+            asks_again: true,
+            ..Self::unavailable(StatusCode::SERVICE_UNAVAILABLE)
+        }
+    }
+
+    /// The answer when an app gave none; the cause is in the log under the request id.
+    pub(crate) fn unavailable(status: StatusCode) -> Self {
+        let what = match status {
+            StatusCode::GATEWAY_TIMEOUT => "the app did not answer in time",
+            StatusCode::REQUEST_TIMEOUT => "the request's body did not come in time",
+            StatusCode::SERVICE_UNAVAILABLE => "the app is not available at the moment",
+            _ => "the app did not answer",
+        };
+        Self {
+            status,
+            what: what.into(),
+            meaning: None,
+            asks_again: false,
+        }
+    }
+
+    pub(crate) fn bad_body(error: http1::BadChunk) -> Self {
+        let what = format!("the request's body is malformed: {error}");
+        let meaning = "A body in chunks is one of RFC 9112, 7.1.";
+        Self::new(StatusCode::BAD_REQUEST, what, meaning)
+    }
+
+    pub(crate) fn broken_body() -> Self {
+        let what = "the request's body ended before it was whole";
+        let meaning = "Content-Length says how long it is, or its last chunk.";
+        Self::new(StatusCode::BAD_REQUEST, what, meaning)
+    }
+
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        let meaning = match refusal {
+            Refusal::Host(_) => "HTTP/1.1 requests name exactly one host (RFC 9112, 3.2).",
+            Refusal::Connect => "This is a reverse proxy: it leads to its own apps only.",
+            Refusal::HeadTooLarge => "A head has 64 KiB at most.",
+            Refusal::TooManyFields => "A request has 128 headers at most.",
+            Refusal::TargetTooLong => "A target has 16 KiB at most.",
+            Refusal::Version => "This server speaks HTTP/1.1 and HTTP/1.0.",
+            _ => "This is not a request of HTTP/1.1 (RFC 9112).",
+        };
+        Self::new(status, refusal.to_string(), meaning)
+    }
+
+    pub(crate) fn client_has_its_share() -> Self {
+        let what = "this client has too many connections";
+        let meaning = "Close some, or use those that are open again.";
+        Self {
+            asks_again: true,
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, what, meaning)
+        }
+    }
+
+    pub(crate) fn host_has_its_share() -> Self {
+        let what = "too many requests of this host are under way";
+        let meaning = "Ask again when some of them are done.";
+        Self {
+            asks_again: true,
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, what, meaning)
+        }
+    }
 }
 
-fn ask_again(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
-    response
-        .headers_mut()
-        .insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
-    response
+/// How an answer is to be written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form<'a> {
+    pub(crate) wants_json: bool,
+    /// Whether the request was `HEAD`: no body.
+    pub(crate) is_head: bool,
+    pub(crate) version: Version,
+    pub(crate) closes: bool,
+    pub(crate) request_id: &'a str,
+}
+
+/// RFC 9457.
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'a str,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    request_id: &'a str,
+}
+
+/// Writes an answer; returns how many bytes its body has.
+pub(crate) fn write(out: &mut Vec<u8>, answer: &Answer, form: Form<'_>) -> usize {
+    let (status, id) = (answer.status.as_u16(), form.request_id);
+    let (kind, body) = if form.wants_json {
+        let problem = Problem {
+            kind: "about:blank",
+            title: &answer.what,
+            status,
+            detail: answer.meaning.as_deref(),
+            request_id: id,
+        };
+        let body = serde_json::to_string(&problem).unwrap_or_default();
+        ("application/problem+json", body)
+    } else {
+        let meaning = match &answer.meaning {
+            Some(meaning) => meaning.clone(),
+            None => format!("Request id: {id}").into(),
+        };
+        let body = format!("{status}: {}\n\n{meaning}\n", answer.what);
+        ("text/plain; charset=utf-8", body)
+    };
+    let mut head = format!(
+        "HTTP/1.1 {status} {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
+         X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nX-Request-Id: {id}\r\n",
+        answer.status.canonical_reason().unwrap_or_default(),
+        body.len(),
+    );
+    if answer.asks_again {
+        let _ = write!(head, "Retry-After: {RETRY_AFTER_SECONDS}\r\n");
+    }
+    if answer.status == StatusCode::METHOD_NOT_ALLOWED {
+        let _ = write!(head, "Allow: {ALLOWED}\r\n");
+    }
+    end_head(&mut head, form);
+    out.extend_from_slice(head.as_bytes());
+    if form.is_head {
+        return 0;
+    }
+    out.extend_from_slice(body.as_bytes());
+    body.len()
+}
+
+/// Writes the answer to `OPTIONS *`, which is about the edge itself.
+pub(crate) fn write_options(out: &mut Vec<u8>, form: Form<'_>) {
+    let mut head = format!("HTTP/1.1 200 OK\r\nAllow: {ALLOWED}\r\nContent-Length: 0\r\n");
+    end_head(&mut head, form);
+    out.extend_from_slice(head.as_bytes());
+}
+
+fn end_head(head: &mut String, form: Form<'_>) {
+    with_date(|date| {
+        let _ = write!(head, "Date: {date}\r\n");
+    });
+    if form.closes {
+        head.push_str("Connection: close\r\n");
+    } else if form.version == Version::Http10 {
+        head.push_str("Connection: keep-alive\r\n");
+    }
+    head.push_str("\r\n");
 }

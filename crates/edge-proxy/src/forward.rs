@@ -1,4 +1,4 @@
-//! One request: from its host to a route, to a backend that takes it, to an answer.
+//! One request: to a backend that takes it, and its answer back.
 //!
 //! A request is given to another backend only while that cannot do harm: nothing of its body was
 //! read by the failed one, and either the failed one was never reached or the method is safe
@@ -6,35 +6,42 @@
 //! used, so only requests that may be sent twice go on one; all others open their own.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
-use http::request::Parts;
-use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::{Either, Full};
-use hyper::body::{Body as _, Incoming};
-use hyper_util::rt::TokioIo;
-use model::Generation;
+use http::StatusCode;
+use http1::{BadChunk, ForClient, Framing, Version, write_response};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::answer::{self, RequestId};
-use crate::backend::{Backends, ConnectError, Lease};
-use crate::headers::{self, AskedHost};
-use crate::limits::{MAX_ATTEMPTS, REQUEST_STALL_TIMEOUT, RESPONSE_HEAD_TIMEOUT};
-use crate::metrics::{EdgeMetrics, Failure, Unrouted};
+use crate::access_log::AccessLog;
+use crate::answer::Answer;
+use crate::backend::{BackendConnection, Backends, ConnectError};
+use crate::body::Body;
+use crate::client::Stream;
+use crate::date::with_date;
+use crate::exchange::{Cut, Download, Exchange, NoAnswer, Passing};
+use crate::limits::{LINGER_TIMEOUT, MAX_DRAINED_BYTES, MAX_HEADERS, MAX_INTERIM_ANSWERS};
+use crate::metrics::{EdgeMetrics, Failure};
 use crate::proxy_header;
-use crate::request_body::Upload;
-use crate::response_body::{AnswerBody, BackendBody};
 use crate::routes::{HostRoute, Routes};
+use crate::session::{After, Asked, Session, Summary};
+use crate::shares::Shares;
+use crate::trusted::TrustedProxies;
+use crate::tunnel;
+use crate::upload::{Upload, UploadError};
+
+/// Bytes of a line of an app that are logged.
+const MAX_LOGGED_LINE_BYTES: usize = 200;
 
 /// What all connections share.
 #[derive(Debug)]
 pub(crate) struct Edge {
     pub(crate) metrics: EdgeMetrics,
     pub(crate) routes: Routes,
-    pub(crate) backends: Arc<Backends>,
+    pub(crate) backends: Backends,
+    pub(crate) shares: Shares,
+    pub(crate) trusted_proxies: TrustedProxies,
+    pub(crate) access_log: Option<AccessLog>,
     /// Upgraded connections.
     pub(crate) tunnels: TaskTracker,
     /// Ends the tunnels.
@@ -47,7 +54,10 @@ impl Default for Edge {
         Self {
             routes: Routes::new(metrics.series()),
             metrics,
-            backends: Arc::default(),
+            backends: Backends::default(),
+            shares: Shares::default(),
+            trusted_proxies: TrustedProxies::default(),
+            access_log: None,
             tunnels: TaskTracker::new(),
             end_tunnels: CancellationToken::new(),
         }
@@ -59,290 +69,402 @@ impl Default for Edge {
 pub(crate) struct Ends {
     pub(crate) client: SocketAddr,
     pub(crate) edge: SocketAddr,
+    /// By what the client speaks to the edge: what `X-Forwarded-Proto` says.
+    pub(crate) scheme: Scheme,
 }
 
-/// Why a backend gave no answer.
+/// By what a client speaks to the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// Why there was no answer to pass on.
 #[derive(Debug, thiserror::Error)]
-enum NoAnswer {
+enum Failed {
     #[error("could not connect to {0}: {1}")]
     Connect(SocketAddr, #[source] ConnectError),
-    #[error("the connection to {0} broke before it answered: {1}")]
-    Broken(SocketAddr, #[source] hyper::Error),
-    #[error("{0} did not answer within {limit} s", limit = RESPONSE_HEAD_TIMEOUT.as_secs())]
-    TooLate(SocketAddr),
-    #[error(
-        "the request's body stalled for {limit} s",
-        limit = REQUEST_STALL_TIMEOUT.as_secs()
-    )]
-    ClientStalled,
+    #[error("{0}")]
+    NoAnswer(#[from] NoAnswer),
+    #[error("the body that {0} answered with is malformed: {1}")]
+    Malformed(SocketAddr, #[source] BadChunk),
+    #[error("{0} switched to another protocol, which nobody asked for")]
+    Switched(SocketAddr),
 }
 
-impl NoAnswer {
+impl Failed {
     fn kind(&self) -> Failure {
         match self {
             Self::Connect(..) => Failure::Connect,
-            Self::Broken(..) => Failure::Broken,
-            Self::TooLate(_) => Failure::Timeout,
-            Self::ClientStalled => Failure::Client,
+            Self::NoAnswer(NoAnswer::TooLate(_)) => Failure::Timeout,
+            Self::NoAnswer(NoAnswer::ClientStalled | NoAnswer::Client(_)) => Failure::Client,
+            Self::NoAnswer(NoAnswer::Broken(..) | NoAnswer::Malformed(..))
+            | Self::Malformed(..)
+            | Self::Switched(_) => Failure::Broken,
         }
+    }
+
+    /// Whether another backend may be tried, as far as the failed one goes.
+    fn is_harmless(&self, is_safe: bool) -> bool {
+        match self {
+            Self::Connect(..) => true,
+            Self::NoAnswer(NoAnswer::Broken(..)) => is_safe,
+            _ => false,
+        }
+    }
+
+    /// What the client is told; `None`: it is gone.
+    fn answer(&self) -> Option<Answer> {
+        let status = match self {
+            Self::NoAnswer(NoAnswer::Client(error)) => {
+                return match error {
+                    UploadError::Broken(_) => None,
+                    UploadError::Ended => Some(Answer::broken_body()),
+                    UploadError::Malformed(error) => Some(Answer::bad_body(*error)),
+                };
+            }
+            Self::Connect(_, ConnectError::TimedOut) | Self::NoAnswer(NoAnswer::TooLate(_)) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::NoAnswer(NoAnswer::ClientStalled) => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        Some(Answer::unavailable(status))
     }
 }
 
-/// Answers one request, whatever happens.
-pub(crate) async fn answer(
-    edge: Arc<Edge>,
-    ends: Ends,
-    request: Request<Incoming>,
-) -> Response<AnswerBody> {
-    let started = Instant::now();
-    let host = match headers::asked_host(&request) {
-        Ok(host) => host,
-        Err(error) => {
-            edge.metrics.unrouted(Unrouted::BadRequest);
-            return answer::plain(
-                StatusCode::BAD_REQUEST,
-                &error.to_string(),
-                "HTTP/1.1 requests name exactly one host (RFC 9112, 3.2).",
-            );
-        }
-    };
-    if request.method() == Method::CONNECT {
-        edge.metrics.unrouted(Unrouted::BadRequest);
-        return answer::plain(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "CONNECT is not offered",
-            "This is a reverse proxy: it leads to its own apps only.",
-        );
-    }
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let response = match edge.routes.find(&host.name) {
-        None if edge.routes.generation() == Generation::default() => {
-            edge.metrics.unrouted(Unrouted::NoRoutesYet);
-            let id = RequestId::next();
-            tracing::warn!(request = %id, host = host.name, "this edge knows no route yet");
-            answer::no_routes_yet(id)
-        }
-        None => {
-            edge.metrics.unrouted(Unrouted::UnknownHost);
-            answer::unknown_host(&host.name)
-        }
-        Some(to) => {
-            let response = if to.route.backends.is_empty() {
-                none_ready(&host.name, &to)
-            } else {
-                forward(&edge, ends, &host, &to, request).await
-            };
-            to.counted.answered(response.status(), started.elapsed());
-            response
-        }
-    };
-    tracing::debug!(
-        client = %ends.client, host = host.name, %method, path,
-        status = response.status().as_u16(), millis = started.elapsed().as_millis(),
-        "answered"
-    );
-    response
+/// How a request went.
+pub(crate) enum Forwarded {
+    /// An app answered.
+    Answered(After),
+    /// The edge answers. With `is_whole` all of the request was read.
+    Own { answer: Answer, is_whole: bool },
+    /// The client is gone.
+    Gone,
 }
 
-async fn forward(
-    edge: &Arc<Edge>,
-    ends: Ends,
-    host: &AskedHost,
-    to: &HostRoute,
-    mut request: Request<Incoming>,
-) -> Response<AnswerBody> {
-    let upgrade = headers::wanted_upgrade(&request);
-    let client_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let (mut head, body) = request.into_parts();
-    head.uri = origin_form(&head.uri);
-    head.version = Version::HTTP_11;
-    head.extensions.clear();
-    headers::for_backend(&mut head.headers, host, ends.client.ip(), upgrade.as_ref());
-    let proxy_header = to
-        .route
-        .proxy_protocol
-        .map(|_| proxy_header::encode(ends.client, ends.edge));
-    let safe = headers::is_safe(&head.method);
-    let may_reuse = safe && body.is_end_stream() && upgrade.is_none() && proxy_header.is_none();
-    // The header names one client: its connection is never another's.
-    let may_keep = proxy_header.is_none();
-    let upload = Upload::new(body, to.counted.received.clone());
+/// One request on its way.
+pub(crate) struct Request<'a, S> {
+    pub(crate) edge: &'a Edge,
+    pub(crate) ends: Ends,
+    pub(crate) to: &'a HostRoute,
+    pub(crate) asked: Asked,
+    pub(crate) session: &'a mut Session<S>,
+    pub(crate) summary: &'a mut Summary,
+}
 
-    let mut addresses = to.in_turn();
-    edge.backends.failed_last(&mut addresses);
-    addresses.truncate(MAX_ATTEMPTS);
-    let mut failure = None;
-    for address in addresses {
-        if let Some(earlier) = failure.take() {
-            tracing::info!(host = host.name, error = %earlier, "trying another instance");
-        }
-        let tried = try_backend(
-            edge,
-            address,
-            &head,
-            &upload,
-            proxy_header.as_deref(),
-            may_reuse,
-        )
-        .await;
-        match tried {
-            Ok((lease, mut response)) => {
-                headers::for_client(&mut response);
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    return switch(edge, client_upgrade, response, address);
+/// An answer whose head was read.
+struct Begun {
+    backend: BackendConnection,
+    /// Bytes of the answer's head, in the backend's buffer.
+    head: usize,
+    /// Bytes of the request's head that the backend has not taken yet.
+    unsent: usize,
+}
+
+impl<S: Stream> Request<'_, S> {
+    /// Gives the request to a backend. Its head is `session.to_backend`; its body is in the client's buffer, and comes.
+    pub(crate) async fn forward(mut self) -> Forwarded {
+        let (edge, to, asked) = (self.edge, self.to, self.asked);
+        let proxy_header = to
+            .route
+            .proxy_protocol
+            .map(|_| proxy_header::encode(self.ends.client, self.ends.edge));
+        let mut upload = Upload::new(Body::of_request(asked.framing), to.counted.received.clone());
+        let mut failure: Option<Failed> = None;
+        for address in edge.backends.attempts(to).iter() {
+            if let Some(earlier) = failure.take() {
+                let host = &self.session.host;
+                tracing::info!(host, error = %earlier, "trying another instance");
+            }
+            let tried = self.try_backend(address, proxy_header.as_deref(), &mut upload);
+            match tried.await {
+                Ok(begun) => match self.pass(begun, &mut upload).await {
+                    Ok(after) => {
+                        self.summary.received_bytes = upload.bytes;
+                        return Forwarded::Answered(after);
+                    }
+                    Err(error) => {
+                        to.counted.failed(error.kind());
+                        failure = Some(error);
+                        break;
+                    }
+                },
+                Err(error) => {
+                    to.counted.failed(error.kind());
+                    let is_harmless = error.is_harmless(asked.is_safe);
+                    failure = Some(error);
+                    if upload.is_begun() || !is_harmless {
+                        break;
+                    }
                 }
-                *response.version_mut() = Version::HTTP_11;
-                let lease = may_keep.then_some(lease);
-                return response.map(|body| {
-                    Either::Left(BackendBody::new(body, lease, to.counted.sent.clone()))
+            }
+        }
+        self.summary.received_bytes = upload.bytes;
+        let is_whole = upload.is_done();
+        let Some(error) = failure else {
+            // The route has lost its instances since it was looked up.
+            return Forwarded::Own {
+                answer: Answer::not_now(),
+                is_whole,
+            };
+        };
+        self.summary.error = Some(error.to_string());
+        let Some(answer) = error.answer() else {
+            return Forwarded::Gone;
+        };
+        let (process, env) = (&to.route.process, &to.route.env);
+        let (request, host) = (&self.session.request_id, &self.session.host);
+        if error.kind() == Failure::Client {
+            tracing::info!(request, host, client = %self.ends.client, %env, %process, %error, "a request did not come whole");
+        } else {
+            tracing::warn!(request, host, client = %self.ends.client, %env, %process, %error, "no instance answered");
+        }
+        Forwarded::Own { answer, is_whole }
+    }
+
+    /// Gives the request to one backend: on an idle connection if that is allowed and there is one,
+    /// else, or if that one turned out to be closed, on a new one.
+    async fn try_backend(
+        &mut self,
+        address: SocketAddr,
+        proxy_header: Option<&[u8]>,
+        upload: &mut Upload,
+    ) -> Result<Begun, Failed> {
+        let asked = self.asked;
+        let may_reuse = asked.is_safe && asked.framing == Framing::Empty && !asked.wants_upgrade;
+        if may_reuse && let Some(backend) = self.reusable(address, proxy_header.is_some()) {
+            match self.ask(backend, upload).await {
+                Err(NoAnswer::Broken(..)) => {}
+                result => return Ok(result?),
+            }
+        }
+        let backend = self.edge.backends.connect(address, proxy_header).await;
+        let backend = backend.map_err(|error| Failed::Connect(address, error))?;
+        Ok(self.ask(backend, upload).await?)
+    }
+
+    /// The connection that this client's connection holds, where it leads there; else an idle one of all.
+    fn reusable(&mut self, address: SocketAddr, names_client: bool) -> Option<BackendConnection> {
+        if let Some(held) = self.session.held.take() {
+            if held.address == address && held.names_client == names_client && held.is_open() {
+                return Some(held);
+            }
+            self.edge.release(held);
+        }
+        // One that names a client is never another's.
+        (!names_client)
+            .then(|| self.edge.backends.idle(address))
+            .flatten()
+    }
+
+    /// Sends the request, until the head of its answer is there. Interim answers pass.
+    async fn ask(
+        &mut self,
+        mut backend: BackendConnection,
+        upload: &mut Upload,
+    ) -> Result<Begun, NoAnswer> {
+        let begun = Instant::now();
+        let address = backend.address;
+        let session = &mut *self.session;
+        upload.retry();
+        session.to_client.clear();
+        let mut exchange = Exchange {
+            client: &mut session.client,
+            backend: &mut backend,
+            upload,
+            head: &session.to_backend,
+            to_client: &mut session.to_client,
+            written: 0,
+            timer: &mut session.timer,
+        };
+        let mut says_continue = self.asked.expects_continue;
+        for _ in 0..MAX_INTERIM_ANSWERS {
+            let end = match exchange.head(says_continue).await {
+                // Nothing can be said behind half an interim answer.
+                Err(_) if exchange.written > 0 => {
+                    let error = std::io::ErrorKind::WriteZero.into();
+                    return Err(UploadError::Broken(error).into());
+                }
+                end => end?,
+            };
+            says_continue = false;
+            let head = &mut exchange.backend.buffer.data_mut()[..end];
+            let read = session.response.read(head, MAX_HEADERS);
+            read.map_err(|error| NoAnswer::Malformed(address, error))?;
+            let bytes = &exchange.backend.buffer.data()[..end];
+            for line in &session.response.dropped {
+                let line = String::from_utf8_lossy(line.of(bytes));
+                let (process, env) = (&self.to.route.process, &self.to.route.env);
+                tracing::warn!(
+                    request = session.request_id, host = session.host, %env, %process,
+                    line = display::one_line(&line, MAX_LOGGED_LINE_BYTES),
+                    "an app's answer has a line that is no header; it is left out"
+                );
+            }
+            if !(100..200).contains(&session.response.status) || session.response.status == 101 {
+                let (written, unsent) = (exchange.written, exchange.head.len());
+                session.to_client.drain(..written);
+                self.summary.app_seconds = Some(begun.elapsed().as_secs_f64());
+                self.summary.backend = Some(address);
+                return Ok(Begun {
+                    backend,
+                    head: end,
+                    unsent,
                 });
             }
-            Err(error) => {
-                to.counted.failed(error.kind());
-                let harmless = match &error {
-                    NoAnswer::Connect(..) => true,
-                    NoAnswer::Broken(_, error) => safe || error.is_canceled(),
-                    NoAnswer::TooLate(_) | NoAnswer::ClientStalled => false,
+            // The edge itself says 100.
+            if session.response.status != 100 && self.asked.version == Version::Http11 {
+                let made = ForClient {
+                    framing: Framing::Empty,
+                    closes: false,
+                    version: Version::Http11,
+                    date: "",
                 };
-                failure = Some(error);
-                if upload.is_started() || !harmless {
-                    break;
-                }
+                write_response(exchange.to_client, &session.response, bytes, made);
+            }
+            exchange.backend.buffer.consume(end);
+        }
+        let error = http1::BadResponse::StatusLine;
+        Err(NoAnswer::Malformed(address, error))
+    }
+
+    /// Passes an answer on, or joins the two connections of an upgrade that the backend agreed to.
+    async fn pass(&mut self, begun: Begun, upload: &mut Upload) -> Result<After, Failed> {
+        let Begun {
+            mut backend,
+            head,
+            unsent,
+        } = begun;
+        let (asked, session) = (self.asked, &mut *self.session);
+        let response = &session.response;
+        let status = response.status;
+        let switches = status == 101;
+        if switches && !asked.wants_upgrade {
+            return Err(Failed::Switched(backend.address));
+        }
+        let framing = response.framing(asked.is_head);
+        let (framing_to_client, passing) = match (framing, asked.version) {
+            (Framing::Chunked, Version::Http10) => (Framing::UntilClose, Passing::Unchunked),
+            (Framing::UntilClose, Version::Http11) => (Framing::Chunked, Passing::Chunked),
+            (framing, _) => (framing, Passing::Whole),
+        };
+        let backend_keeps = response.keeps_alive && framing != Framing::UntilClose;
+        // A client whose upload was not wanted is told to stop.
+        let closes = !asked.keeps
+            || framing_to_client == Framing::UntilClose
+            || (!upload.is_done() && status >= 400);
+        with_date(|date| {
+            let made = ForClient {
+                framing: framing_to_client,
+                closes,
+                version: asked.version,
+                date,
+            };
+            let bytes = &backend.buffer.data()[..head];
+            write_response(&mut session.to_client, response, bytes, made);
+        });
+        backend.buffer.consume(head);
+        let body = if switches { Framing::Empty } else { framing };
+        let mut download = Download::new(
+            Body::of_response(body),
+            passing,
+            self.to.counted.sent.clone(),
+        );
+        let mut exchange = Exchange {
+            client: &mut session.client,
+            backend: &mut backend,
+            upload,
+            head: &session.to_backend[session.to_backend.len() - unsent..],
+            to_client: &mut session.to_client,
+            written: 0,
+            timer: &mut session.timer,
+        };
+        // A body that is malformed from its begin is no answer.
+        let checked = exchange.check(&mut download);
+        checked.map_err(|error| Failed::Malformed(exchange.backend.address, error))?;
+        self.summary.status = status;
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+        (self.to.counted).answered(status, asked.since.elapsed());
+        let passed = exchange.body(&mut download).await;
+        let is_sent = exchange.head.is_empty();
+        self.summary.sent_bytes = download.bytes;
+        if let Err(error) = passed {
+            self.cut(&error);
+            return Ok(After::Cut);
+        }
+        if switches {
+            self.tunnel(backend).await;
+            return Ok(After::Cut);
+        }
+        let is_done = upload.is_done();
+        if is_done && is_sent && backend_keeps && backend.buffer.is_empty() {
+            let earlier = self.session.held.replace(backend);
+            if let Some(earlier) = earlier {
+                self.edge.release(earlier);
             }
         }
+        Ok(match (closes, is_done) {
+            (false, true) => After::Next,
+            (false, false) => self.drain(upload).await,
+            (true, true) => After::Close,
+            (true, false) => After::Linger,
+        })
     }
-    match failure {
-        Some(error) => {
-            let id = RequestId::next();
-            let (process, env) = (&to.route.process, &to.route.env);
-            tracing::warn!(
-                request = %id, host = host.name, client = %ends.client, %env, %process, %error, "no instance answered"
-            );
-            answer::unavailable(status_of(&error), id)
-        }
-        None => none_ready(&host.name, to),
-    }
-}
 
-/// Gives the request to one backend: on an idle connection if that is allowed and there is one,
-/// else, or if that one turned out to be closed, on a new one.
-async fn try_backend(
-    edge: &Edge,
-    address: SocketAddr,
-    head: &Parts,
-    upload: &Arc<Upload>,
-    proxy_header: Option<&[u8]>,
-    may_reuse: bool,
-) -> Result<(Lease, Response<Incoming>), NoAnswer> {
-    if may_reuse && let Some(lease) = edge.backends.idle(address) {
-        match send(lease, address, head, upload).await {
-            Err(NoAnswer::Broken(..)) => {}
-            result => return result,
-        }
-    }
-    let lease = edge
-        .backends
-        .connect(address, proxy_header)
-        .await
-        .map_err(|error| NoAnswer::Connect(address, error))?;
-    send(lease, address, head, upload).await
-}
-
-async fn send(
-    mut lease: Lease,
-    address: SocketAddr,
-    head: &Parts,
-    upload: &Arc<Upload>,
-) -> Result<(Lease, Response<Incoming>), NoAnswer> {
-    let request = Request::from_parts(head.clone(), upload.begin());
-    let mut sending = std::pin::pin!(lease.sender.send_request(request));
-    let response = loop {
-        let (moved, waits_for_client) = upload.progress();
-        let limit = if waits_for_client {
-            REQUEST_STALL_TIMEOUT
+    fn cut(&mut self, error: &Cut) {
+        let session = &*self.session;
+        let (process, env) = (&self.to.route.process, &self.to.route.env);
+        let (request, host) = (&session.request_id, &session.host);
+        if matches!(error, Cut::Backend(..) | Cut::Malformed(..)) {
+            tracing::warn!(request, host, %env, %process, %error, "an answer was cut off");
         } else {
-            RESPONSE_HEAD_TIMEOUT
-        };
-        tokio::select! {
-            response = &mut sending => break response,
-            () = tokio::time::sleep_until((moved + limit).into()) => {
-                // Another wait, if the body went on meanwhile.
-                if upload.progress() == (moved, waits_for_client) {
-                    return Err(if waits_for_client {
-                        NoAnswer::ClientStalled
-                    } else {
-                        NoAnswer::TooLate(address)
-                    });
-                }
-            }
+            tracing::debug!(request, host, %env, %process, %error, "an answer was cut off");
         }
-    };
-    match response {
-        Ok(response) => Ok((lease, response)),
-        Err(error) => Err(NoAnswer::Broken(address, error)),
+        self.summary.error = Some(error.to_string());
+    }
+
+    async fn tunnel(&mut self, mut backend: BackendConnection) {
+        let session = &mut *self.session;
+        let _counted = self.edge.tunnels.token();
+        let open = self.edge.metrics.count_tunnel();
+        let carried = tunnel::carry(&mut session.client, &mut backend, &mut session.timer);
+        tokio::select! {
+            ended = carried => if let Err(error) = ended {
+                tracing::debug!(address = %backend.address, %error, "an upgraded connection broke");
+            },
+            () = self.edge.end_tunnels.cancelled() => {}
+        }
+        drop(open);
+    }
+
+    /// Reads what is left of a body that the app answered without, so that the next request can be read, where that is not much.
+    async fn drain(&mut self, upload: &mut Upload) -> After {
+        let client = &mut self.session.client;
+        let drained =
+            std::future::poll_fn(|context| upload.poll_drain(context, client, MAX_DRAINED_BYTES));
+        match tokio::time::timeout(LINGER_TIMEOUT, drained).await {
+            Ok(true) => After::Next,
+            Ok(false) | Err(_) => After::Linger,
+        }
     }
 }
 
-fn origin_form(uri: &Uri) -> Uri {
-    let path = uri
-        .path_and_query()
-        .cloned()
-        .unwrap_or_else(|| PathAndQuery::from_static("/"));
-    // A path and query of a valid URI is a valid URI.
-    Uri::try_from(path.as_str()).unwrap_or_default()
-}
-
-/// Joins the two connections of an upgrade that the backend agreed to.
-fn switch(
-    edge: &Arc<Edge>,
-    client: Option<hyper::upgrade::OnUpgrade>,
-    mut response: Response<Incoming>,
-    address: SocketAddr,
-) -> Response<AnswerBody> {
-    let Some(client) = client else {
-        let id = RequestId::next();
-        tracing::warn!(request = %id, %address, "answered 101 to a request without an Upgrade header");
-        return answer::unavailable(StatusCode::BAD_GATEWAY, id);
-    };
-    let backend = hyper::upgrade::on(&mut response);
-    let end = edge.end_tunnels.clone();
-    let open = edge.metrics.tunnels.clone();
-    edge.tunnels.spawn(async move {
-        open.inc();
-        let joined = async {
-            let (client, backend) = tokio::try_join!(client, backend)?;
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-            tokio::io::copy_bidirectional(&mut client, &mut backend)
-                .await
-                .map_err(Box::<dyn std::error::Error + Send + Sync>::from)
-        };
-        tokio::select! {
-            ended = joined => if let Err(error) = ended {
-                tracing::debug!(%address, %error, "an upgraded connection broke");
-            },
-            () = end.cancelled() => {}
+impl Edge {
+    /// Gives the connection to whoever needs one next, where a route leads there still.
+    pub(crate) fn release(&self, connection: BackendConnection) {
+        if self.routes.leads_to(connection.address) {
+            self.backends.release(connection);
         }
-        open.dec();
-    });
-    response.map(|_| Either::Right(Full::default()))
-}
-
-/// The answer when no instance of the app is ready.
-fn none_ready(host: &str, to: &HostRoute) -> Response<AnswerBody> {
-    let id = RequestId::next();
-    let (process, env) = (&to.route.process, &to.route.env);
-    tracing::warn!(request = %id, host, %env, %process, "no instance is ready");
-    answer::none_ready(id)
-}
-
-/// The status when no backend gave an answer.
-fn status_of(error: &NoAnswer) -> StatusCode {
-    match error {
-        NoAnswer::Connect(_, ConnectError::TimedOut) | NoAnswer::TooLate(_) => {
-            StatusCode::GATEWAY_TIMEOUT
-        }
-        NoAnswer::Connect(..) | NoAnswer::Broken(..) => StatusCode::BAD_GATEWAY,
-        NoAnswer::ClientStalled => StatusCode::REQUEST_TIMEOUT,
     }
 }

@@ -1,29 +1,52 @@
-//! The ingress proxy: HTTP/1.1 from clients to ready instances, by host name.
+//! The ingress proxy: HTTP/1.1 from clients, over TLS too, to ready instances, by host name.
 //!
 //! An edge enrolls once with a one-time token and its own key, then fetches the route table by
 //! long poll and keeps it on disk: it goes on serving while the server is out of reach, and after its own
-//! restart. What it does with a request is in `forward`; every limit has its name in `limits`.
+//! restart. A client's connection is one task (`connection`), which has its connection to a backend too; what becomes of a request is in
+//! `forward`, how heads are read and written in the crate `http1`; every limit has its name in `limits`.
 //!
-//! Deliberately absent: TLS to clients, HTTP/2, caching, rewriting, access rules. The edge
+//! Certificates come from the server as routes do, and are kept as they are (`tls`).
+//!
+//! Deliberately absent: HTTP/2, caching, rewriting, access rules. The edge
 //! decides nothing about routes: the control plane does.
 
+mod access_log;
 mod answer;
 mod backend;
+mod body;
+mod buffer;
+mod certificates;
+mod client;
+mod connection;
+mod date;
+mod exchange;
 mod follow;
+mod follow_certificates;
 mod forward;
-mod headers;
+mod host_certificates;
+mod kept_certificates;
 mod kept_routes;
 mod limits;
 mod listener;
 mod metrics;
 mod overlay_link;
+mod port_ranges;
 mod proxy_header;
-mod request_body;
-mod response_body;
 mod routes;
+mod session;
+mod shares;
 mod socket;
+mod tcp;
 #[cfg(test)]
 mod tests;
+mod tickets;
+mod timer;
+mod tls;
+#[cfg(test)]
+mod tls_tests;
+mod trusted;
+mod tunnel;
+mod upload;
 
 use std::fs::File;
 use std::io;
@@ -43,7 +66,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::access_log::AccessLog;
+pub use crate::access_log::AccessLogTarget;
+use crate::kept_certificates::CertificateFiles;
 use crate::overlay_link::EdgeAttachment;
+pub use crate::port_ranges::{PortRanges, PortRangesError};
+pub use crate::tls::TlsError;
+use crate::tls::{OpenError, Tls};
+use crate::trusted::TrustedProxies;
+pub use crate::trusted::{ProxyNetwork, ProxyNetworkError};
 
 /// How an edge runs.
 #[derive(Debug, Clone)]
@@ -52,6 +83,10 @@ pub struct EdgeOptions {
     pub data_dir: PathBuf,
     /// Where clients connect, in plain HTTP.
     pub listen: SocketAddr,
+    /// At which ports TCP routes may have it listen, at the address of `listen`.
+    pub tcp_ports: PortRanges,
+    /// Where clients connect by HTTPS; nowhere where it is absent, and then the edge has no certificate.
+    pub listen_tls: Option<SocketAddr>,
     /// The server's URL; needed to enroll, remembered afterwards.
     pub server: Option<String>,
     /// The one-time enrollment token; needed once.
@@ -64,6 +99,10 @@ pub struct EdgeOptions {
     pub metrics_listen: Option<SocketAddr>,
     /// How its peers reach it, as far as its operator says.
     pub underlay: membership::UnderlayOptions,
+    /// Proxies in front of it that are believed what they say of clients.
+    pub trusted_proxies: Vec<ProxyNetwork>,
+    /// Where a line for each request goes; nowhere by default.
+    pub access_log: Option<AccessLogTarget>,
 }
 
 /// Why an edge could not start.
@@ -80,6 +119,14 @@ pub enum EdgeError {
     /// The address of its metrics is taken, or not this machine's.
     #[error(transparent)]
     Metrics(#[from] ::metrics::CannotListen),
+    /// The file of its access log cannot be opened.
+    #[error("cannot open the access log {}", path.display())]
+    AccessLog {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Another edge runs on the same data folder, or is about to join there.
     #[error("another edge runs on {}", .0.display())]
     Busy(PathBuf),
@@ -103,6 +150,9 @@ pub enum EdgeError {
     /// The rules of that link cannot be removed.
     #[error("cannot remove the rules of the overlay's interface")]
     Network(#[source] node_network::NetworkError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// What it knows of the server makes no client.
     #[error("cannot use the credentials in member.json of the data folder")]
     Client(#[source] ClientError),
@@ -113,7 +163,7 @@ impl EdgeError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
-                Some("choose another address with --listen".to_owned())
+                Some("choose another address with --listen, or --listen-tls".to_owned())
             }
             Self::Busy(_) => Some("stop it first: systemctl stop platform-edge".to_owned()),
             Self::Join(JoinError::Enroll(error)) => error.hint(),
@@ -124,14 +174,25 @@ impl EdgeError {
             Self::Join(JoinError::State(_) | JoinError::KeysDamaged { .. })
             | Self::Listen { .. }
             | Self::Metrics(_)
+            | Self::AccessLog { .. }
             | Self::Folder { .. }
             | Self::State(_)
+            | Self::Tls(_)
             | Self::Overlay(_)
             | Self::Network(_) => None,
             Self::Join(_) => Some(
                 "give --server, and by --token-file or PLATFORM_TOKEN a token that `platform tokens create --role edge` made"
                     .to_owned(),
             ),
+        }
+    }
+}
+
+impl From<OpenError> for EdgeError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Tls(error) => Self::Tls(error),
+            OpenError::Files(error) => Self::State(error),
         }
     }
 }
@@ -197,13 +258,37 @@ pub async fn down(data_dir: &Path) -> Result<(), EdgeError> {
     overlay_link::down(data_dir).await
 }
 
+async fn open_access_log(target: Option<AccessLogTarget>) -> Result<Option<AccessLog>, EdgeError> {
+    let Some(target) = target else {
+        return Ok(None);
+    };
+    let opened = blocking({
+        let target = target.clone();
+        move || AccessLog::open(&target)
+    });
+    let log = opened.await.map_err(|source| EdgeError::AccessLog {
+        path: match target {
+            AccessLogTarget::Stdout => PathBuf::from("-"),
+            AccessLogTarget::File(path) => path,
+        },
+        source,
+    })?;
+    Ok(Some(log))
+}
+
 /// Runs the edge until `shutdown`, then finishes the requests in flight, within bounds.
 ///
 /// # Errors
 /// What kept it from starting. Once it is a member, it serves whatever happens to the server.
 pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<(), EdgeError> {
-    let listener = listen(options.listen).await?;
-    Box::pin(serve(options, listener, shutdown)).await
+    let listeners = Listeners {
+        http: listen(options.listen).await?,
+        https: match options.listen_tls {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        },
+    };
+    Box::pin(serve(options, listeners, shutdown)).await
 }
 
 /// Listens for clients. Those that connect wait until [`serve`] accepts them.
@@ -218,29 +303,63 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, EdgeError> {
     })
 }
 
-/// [`run`], on a listener that is there: `options.listen` is its address.
+/// Where clients connect.
+#[derive(Debug)]
+pub struct Listeners {
+    /// In plain HTTP: `listen` of the options is its address.
+    pub http: TcpListener,
+    /// By HTTPS: `listen_tls` is its address.
+    pub https: Option<TcpListener>,
+}
+
+/// [`run`], on listeners that are there.
 ///
 /// # Errors
 /// As of [`run`].
 pub async fn serve(
     options: EdgeOptions,
-    listener: TcpListener,
+    listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), EdgeError> {
     let _lock = lock(&options.data_dir).await?;
-    let edge = Arc::new(forward::Edge::default());
+    let edge = Arc::new(forward::Edge {
+        trusted_proxies: TrustedProxies::new(options.trusted_proxies.clone()),
+        access_log: open_access_log(options.access_log.clone()).await?,
+        ..forward::Edge::default()
+    });
     let (serving_soon, data_dir) = (Arc::clone(&edge), options.data_dir.clone());
     let kept = blocking(move || follow::take_kept(&serving_soon, &data_dir)).await?;
     let readiness = Readiness::default();
     let mut registry = ::metrics::registry("edge", env!("CARGO_PKG_VERSION"));
     edge.metrics.register(&mut registry);
+    let tls = match listeners.https {
+        Some(listener) => {
+            let tls = Tls::open(Arc::clone(&edge), &options.data_dir).await;
+            let tls = Arc::new(tls?);
+            tls.register(&mut registry);
+            Some((tls, listener))
+        }
+        None => {
+            let files = CertificateFiles::new(&options.data_dir);
+            blocking(move || files.remove_all()).await?;
+            None
+        }
+    };
     let first_routes = (edge.routes.generation() == Generation::default())
         .then(|| readiness.waits_for("the first route table"));
     let _told = ::metrics::start(options.metrics_listen, registry, readiness.clone()).await?;
-    tracing::info!(listen = %options.listen, "serving");
+    tracing::info!(listen = %options.listen, tls = ?options.listen_tls, "serving");
 
+    let serving = shutdown.child_token();
+    let tcp = tcp::serve(
+        Arc::clone(&edge),
+        options.listen.ip(),
+        options.tcp_ports.clone(),
+        serving.clone(),
+    );
     let following = {
         let edge = Arc::clone(&edge);
+        let tls = tls.as_ref().map(|(tls, _)| Arc::clone(tls));
         async move {
             let (client, membership) = follow::join(&options).await?;
             let overlay = OverlayState::load(&membership, &options.data_dir).await;
@@ -263,7 +382,14 @@ pub async fn serve(
             };
             let (overlay, state) = watch::channel(overlay);
             let reported = report.subscribe();
+            let follower = client.clone();
+            let certificates = async {
+                if let Some(tls) = tls {
+                    follow_certificates::follow(tls, follower).await;
+                }
+            };
             tokio::join!(
+                certificates,
                 follow::follow(edge, client.clone(), kept, first_routes),
                 membership::keep(
                     membership,
@@ -279,13 +405,18 @@ pub async fn serve(
         }
     };
     // Ends when asked to, or when it cannot become a member.
-    let serving = shutdown.child_token();
     let mut served = std::pin::pin!(async {
         let ending = async {
             serving.cancelled().await;
             readiness.ends();
         };
-        tokio::join!(listener::serve(edge, listener, serving.clone()), ending);
+        let over_tls = async {
+            if let Some((tls, listener)) = tls {
+                tls::serve(tls, listener, serving.clone()).await;
+            }
+        };
+        let plain = listener::serve(edge, listeners.http, serving.clone());
+        tokio::join!(plain, over_tls, tcp, ending);
     });
     let result = tokio::select! {
         () = &mut served => return Ok(()),

@@ -4,15 +4,52 @@ use std::time::Duration;
 
 /// Connections from clients at once. The next one waits in the kernel's backlog.
 pub(crate) const MAX_CLIENT_CONNECTIONS: usize = 10_000;
+/// Connections of TCP routes at once, apart from those of HTTP. The next one waits in the kernel's backlog.
+pub(crate) const MAX_TCP_CONNECTIONS: usize = 10_000;
 /// Bytes of a request's or a response's head (first line and headers).
 pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Headers in a request or a response.
 pub(crate) const MAX_HEADERS: usize = 128;
-/// A client that has not sent a whole head by then is cut off; also how long an idle connection
-/// is kept for its next request.
+/// Bytes of a request's target.
+pub(crate) const MAX_TARGET_BYTES: usize = 16 * 1024;
+/// Empty lines that are passed over in front of a request (RFC 9112, 2.2).
+pub(crate) const MAX_EMPTY_LINES: usize = 4;
+/// Bytes of each direction of a connection that were read and not sent on. A connection that waits has none.
+pub(crate) const BUFFER_BYTES: usize = 16 * 1024;
+/// Buffers that a thread keeps for the next that needs one.
+pub(crate) const MAX_SPARE_BUFFERS: usize = 256;
+/// A client that has not sent a whole head this long after its first byte, or after it connected, is cut off.
 pub(crate) const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an idle connection is kept for its next request: longer than balancers in front keep theirs (60 s).
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// A TLS handshake that is not done by then is cut off, from the connection on.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// TLS handshakes at once whose ClientHello came. The next one waits for its turn.
+pub(crate) const MAX_HANDSHAKES: usize = 512;
+/// How long the server may take to sign a host's certificate.
+pub(crate) const HOST_CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after a refusal, or a failure, the server is not asked again for a host's certificate.
+pub(crate) const HOST_CERTIFICATE_PAUSE: Duration = Duration::from_secs(5);
+/// Hosts of which a refusal is remembered.
+pub(crate) const MAX_REFUSED_HOSTS: usize = 1000;
+/// How often certificates of hosts that are routed no longer are removed.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// A client that sends nothing of a body it announced for this long gets a 408.
 pub(crate) const REQUEST_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client that takes nothing of an answer for this long is cut off.
+pub(crate) const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client that has closed its sending side, and is sent nothing for this long, is gone.
+pub(crate) const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(120);
+/// A client that still sends when it has its last answer is read for this long, so that it gets that answer.
+pub(crate) const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a body that no app wanted, up to which a client may go on with its next request.
+pub(crate) const MAX_DRAINED_BYTES: u64 = 256 * 1024;
+/// An upgraded connection on which nothing moves for this long is closed.
+pub(crate) const TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Connections of one client: an IPv4 address, or a /64 of IPv6. More get a 429. Trusted proxies may have any number.
+pub(crate) const MAX_CONNECTIONS_PER_CLIENT: usize = MAX_CLIENT_CONNECTIONS / 8;
+/// Requests without a whole answer, and tunnels, of one host. More get a 503.
+pub(crate) const MAX_IN_FLIGHT_PER_HOST: usize = MAX_CLIENT_CONNECTIONS / 2;
 
 /// A backend that has not accepted the connection by then is unreachable.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,6 +64,10 @@ pub(crate) const AVOID_AFTER_FAILURE: Duration = Duration::from_secs(5);
 pub(crate) const MAX_IDLE_PER_BACKEND: usize = 64;
 /// An idle connection to a backend older than this is not used again.
 pub(crate) const MAX_IDLE_AGE: Duration = Duration::from_secs(20);
+/// A client's connection keeps its connection to a backend for this long after an answer; then others may use it.
+pub(crate) const BACKEND_HELD: Duration = Duration::from_secs(1);
+/// How often idle connections to backends are looked at, whether they were closed.
+pub(crate) const IDLE_SWEEP: Duration = Duration::from_secs(5);
 
 /// TCP keep-alive: silence before the first probe, time between probes, probes without an answer
 /// before the connection is given up. This is what ends bodies and tunnels of a peer that vanished.
@@ -43,6 +84,9 @@ pub(crate) const TUNNEL_DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause after the kernel refused to accept (no file descriptors left).
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Pause before a port of a TCP route that is taken is tried again.
+pub(crate) const LISTEN_RETRY: Duration = Duration::from_secs(2);
+
 /// First pause before the server is asked again after a failure; doubles up to
 /// [`MAX_POLL_RETRY`].
 pub(crate) const FIRST_POLL_RETRY: Duration = Duration::from_millis(250);
@@ -50,3 +94,11 @@ pub(crate) const FIRST_POLL_RETRY: Duration = Duration::from_millis(250);
 pub(crate) const MAX_POLL_RETRY: Duration = Duration::from_secs(10);
 /// Bytes of the journal of the routes, where the table is smaller, before the table is written anew.
 pub(crate) const MIN_JOURNAL_BYTES: u64 = 256 * 1024;
+/// Interim answers (1xx) of a backend to one request.
+pub(crate) const MAX_INTERIM_ANSWERS: usize = 32;
+/// Bytes of the header of the PROXY protocol that a trusted proxy sends, behind its fixed part.
+pub(crate) const MAX_PROXY_HEADER_BYTES: usize = 2048;
+/// Lines of the access log that wait to be written.
+pub(crate) const MAX_ACCESS_LOG_LINES: usize = 8192;
+/// Bytes of a request id that a trusted proxy gave.
+pub(crate) const MAX_REQUEST_ID_BYTES: usize = 128;

@@ -1,52 +1,52 @@
 //! Accepts clients, and lets their requests finish when the edge shuts down.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::forward::{self, Edge, Ends};
+use crate::connection;
+use crate::forward::{Edge, Ends, Scheme};
 use crate::limits::{
-    ACCEPT_RETRY, DRAIN_TIMEOUT, HEAD_READ_TIMEOUT, MAX_CLIENT_CONNECTIONS, MAX_HEAD_BYTES,
-    MAX_HEADERS, TUNNEL_DRAIN_TIMEOUT,
+    ACCEPT_RETRY, DRAIN_TIMEOUT, IDLE_SWEEP, MAX_CLIENT_CONNECTIONS, TUNNEL_DRAIN_TIMEOUT,
 };
 use crate::socket;
+use crate::trusted;
 
 /// Serves until `shutdown`, then until the requests in flight are done, within bounds.
 pub(crate) async fn serve(edge: Arc<Edge>, listener: TcpListener, shutdown: CancellationToken) {
-    let connections = TaskTracker::new();
+    // Without a token in each: what a connection waits for costs each of its requests.
+    let mut connections = JoinSet::new();
     let room = Arc::new(Semaphore::new(MAX_CLIENT_CONNECTIONS));
-    let cut_off = CancellationToken::new();
-    while let Some((stream, place)) = accept(&listener, &room, &shutdown).await {
-        let (stream, client) = stream;
-        let edge = Arc::clone(&edge);
-        let (shutdown, cut_off) = (shutdown.clone(), cut_off.clone());
-        connections.spawn(async move {
-            let open = edge.metrics.connections.clone();
-            open.inc();
-            tokio::select! {
-                () = serve_client(edge, stream, client, shutdown) => {}
-                () = cut_off.cancelled() => {}
-            }
-            open.dec();
-            drop(place);
-        });
+    let sweeping = sweep(Arc::clone(&edge));
+    let accepting = async {
+        while let Some(((mut stream, client), place)) = accept(&listener, &room, &shutdown).await {
+            while connections.try_join_next().is_some() {}
+            let edge = Arc::clone(&edge);
+            let shutdown = shutdown.clone();
+            connections.spawn(async move {
+                let _open = edge.metrics.count_connection();
+                socket::prepare(&stream);
+                if let Some(ends) = ends_of(&edge, &mut stream, client, Scheme::Http).await {
+                    serve_client(edge, stream, ends, shutdown).await;
+                }
+                drop(place);
+            });
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = sweeping => {}
     }
     drop(listener);
-    connections.close();
     edge.tunnels.close();
     let requests = async {
-        if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait())
-            .await
-            .is_err()
-        {
+        let ended = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_TIMEOUT, ended).await.is_err() {
             tracing::warn!(
                 connections = connections.len(),
                 "requests that did not finish within {} s are cut off",
@@ -63,10 +63,9 @@ pub(crate) async fn serve(edge: Arc<Edge>, listener: TcpListener, shutdown: Canc
         }
     };
     tokio::join!(requests, tunnels);
-    cut_off.cancel();
-    connections.wait().await;
     // A request may have become a tunnel while it was waited for.
     edge.end_tunnels.cancel();
+    connections.shutdown().await;
     edge.tunnels.wait().await;
 }
 
@@ -75,7 +74,7 @@ async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
     shutdown: &CancellationToken,
-) -> Option<((TcpStream, SocketAddr), tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<((TcpStream, SocketAddr), OwnedSemaphorePermit)> {
     let next = async {
         let place = Arc::clone(room).acquire_owned().await.ok()?;
         loop {
@@ -95,40 +94,47 @@ async fn accept(
     }
 }
 
-async fn serve_client(
-    edge: Arc<Edge>,
-    stream: TcpStream,
-    client: SocketAddr,
-    shutdown: CancellationToken,
-) {
-    socket::prepare(&stream);
-    let Ok(edge_end) = stream.local_addr() else {
-        return; // Gone already.
+/// The two ends of a connection: where a trusted proxy begins it with a header of the PROXY protocol, those that it names. `None`: it broke.
+pub(crate) async fn ends_of(
+    edge: &Edge,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    scheme: Scheme,
+) -> Option<Ends> {
+    let mut ends = Ends {
+        client: peer,
+        edge: stream.local_addr().ok()?,
+        scheme,
     };
-    let ends = Ends {
-        client,
-        edge: edge_end,
-    };
-    let service = service_fn(move |request| {
-        let edge = Arc::clone(&edge);
-        async move { Ok::<_, Infallible>(forward::answer(edge, ends, request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_READ_TIMEOUT)
-        .max_headers(MAX_HEADERS)
-        .max_header_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    if edge.trusted_proxies.contains(peer.ip()) {
+        match trusted::take_header(stream).await {
+            Ok(Some((client, edge))) => (ends.client, ends.edge) = (client, edge),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%peer, %error, "a trusted proxy's connection is closed: its PROXY header cannot be read");
+                return None;
+            }
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%client, %error, "a client's connection ended");
+    }
+    Some(ends)
+}
+
+/// Serves a client on a connection that is prepared, until it ends; after `shutdown` until the request in flight is done.
+pub(crate) async fn serve_client<S>(
+    edge: Arc<Edge>,
+    stream: S,
+    ends: Ends,
+    shutdown: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    connection::serve(edge, stream, ends, shutdown).await;
+}
+
+/// Closes idle connections to backends that nobody used, for ever.
+async fn sweep(edge: Arc<Edge>) {
+    loop {
+        tokio::time::sleep(IDLE_SWEEP).await;
+        edge.backends.sweep();
     }
 }

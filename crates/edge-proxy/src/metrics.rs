@@ -87,7 +87,7 @@ const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// All that an edge counts.
 #[derive(Debug, Default)]
 pub(crate) struct EdgeMetrics {
-    pub(crate) connections: Gauge,
+    connections: Gauge,
     pub(crate) tunnels: Gauge,
     pub(crate) hosts: Gauge,
     unrouted: Family<OfUnrouted, Counter>,
@@ -136,7 +136,7 @@ impl EdgeMetrics {
         }
         let text = "Connections of clients that are open";
         edge.register("client_connections", text, self.connections.clone());
-        let text = "Upgraded connections (WebSockets) that are open";
+        let text = "Upgraded connections (WebSockets), and those of TCP routes, that are open";
         edge.register("tunnels", text, self.tunnels.clone());
         let text = "Hosts that have a route";
         edge.register("routes", text, self.hosts.clone());
@@ -158,6 +158,16 @@ impl EdgeMetrics {
         edge.register_with_unit("body", text, Unit::Bytes, series.bytes.clone());
     }
 
+    /// An upgraded connection, until the guard is dropped.
+    pub(crate) fn count_tunnel(&self) -> Open {
+        Open::of(&self.tunnels)
+    }
+
+    /// A client's connection, until the guard is dropped.
+    pub(crate) fn count_connection(&self) -> Open {
+        Open::of(&self.connections)
+    }
+
     /// The series of envs, for the route table.
     pub(crate) fn series(&self) -> EnvSeries {
         self.series.clone()
@@ -167,6 +177,23 @@ impl EdgeMetrics {
     pub(crate) fn unrouted(&self, reason: Unrouted) {
         let reason = UNROUTED[reason as usize];
         self.unrouted.get_or_create(&OfUnrouted { reason }).inc();
+    }
+}
+
+/// Something open that a gauge counts, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Open(Gauge);
+
+impl Open {
+    fn of(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

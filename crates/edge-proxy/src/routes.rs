@@ -2,21 +2,25 @@
 //!
 //! A request takes its route once and keeps it; a new table never touches requests in flight.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use api::Unreadable;
 use api::edge::{HasRoutes, Route, RouteTable};
-use model::{EnvKey, Generation, LeaderSession, Term};
+use model::{EnvKey, Generation, LeaderSession, Term, route_name};
+use tokio::sync::watch;
 
+use crate::limits::MAX_IN_FLIGHT_PER_HOST;
 use crate::metrics::{EnvMetrics, EnvSeries};
 
 /// The table in use. It is changed in place: a change costs what it changes.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     table: RwLock<Table>,
+    /// The ports of TCP routes.
+    tcp_ports: watch::Sender<BTreeSet<u16>>,
 }
 
 #[derive(Debug, Default)]
@@ -63,10 +67,14 @@ impl Table {
         let (Some(route), Some(counted)) = (route, counted) else {
             return;
         };
-        let turn = before.map_or(0, |before| before.turn.load(Ordering::Relaxed));
+        let (turn, in_flight) = before.map_or_else(Default::default, |before| {
+            let turn = before.turn.load(Ordering::Relaxed);
+            (turn, Arc::clone(&before.in_flight))
+        });
         let after = HostRoute {
             route,
             turn: AtomicUsize::new(turn),
+            in_flight,
             counted,
         };
         for address in after.addresses() {
@@ -91,24 +99,41 @@ impl Table {
 pub(crate) struct HostRoute {
     pub(crate) route: Route,
     turn: AtomicUsize,
+    /// Requests that have no whole answer yet, and tunnels. It goes on over tables.
+    in_flight: Arc<AtomicUsize>,
     /// What is counted of its env.
     pub(crate) counted: EnvMetrics,
 }
 
+/// One request of a host, or a tunnel, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<AtomicUsize>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl HostRoute {
+    /// Begins a request; `None`: the host has as many as it may have ([`MAX_IN_FLIGHT_PER_HOST`]).
+    pub(crate) fn begin(&self) -> Option<InFlight> {
+        let begun = InFlight(Arc::clone(&self.in_flight));
+        let earlier = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        (earlier < MAX_IN_FLIGHT_PER_HOST).then_some(begun)
+    }
+
     fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.route.backends.iter().map(|backend| backend.address)
     }
 
     /// Its backends, beginning with the one whose turn it is; the next caller begins one later.
-    pub(crate) fn in_turn(&self) -> Vec<SocketAddr> {
+    pub(crate) fn in_turn(&self) -> impl Iterator<Item = SocketAddr> + Clone {
         let backends = &self.route.backends;
-        if backends.is_empty() {
-            return Vec::new();
-        }
-        let first = self.turn.fetch_add(1, Ordering::Relaxed) % backends.len();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let first = turn.checked_rem(backends.len()).unwrap_or_default();
         let (before, from) = backends.split_at(first);
-        from.iter().chain(before).map(|b| b.address).collect()
+        from.iter().chain(before).map(|backend| backend.address)
     }
 }
 
@@ -121,6 +146,7 @@ impl Routes {
         };
         Self {
             table: RwLock::new(table),
+            tcp_ports: watch::Sender::default(),
         }
     }
 
@@ -152,6 +178,7 @@ impl Routes {
                     table.set(host, None);
                     table.unreadable.remove(host);
                 }
+                self.without_tcp(&new.removed);
             }
             None => {
                 // A route that cannot be read is not absent: its host leads where it led.
@@ -159,9 +186,11 @@ impl Routes {
                     new.routes.contains_key(host) || new.unreadable.contains_key(host)
                 };
                 let gone = table.hosts.keys().filter(|host| !is_named(host));
-                for host in gone.cloned().collect::<Vec<_>>() {
-                    table.set(&host, None);
+                let gone: BTreeSet<String> = gone.cloned().collect();
+                for host in &gone {
+                    table.set(host, None);
                 }
+                self.without_tcp(&gone);
                 table.unreadable.clear();
             }
         }
@@ -169,10 +198,33 @@ impl Routes {
             table.set(host, Some(route.clone()));
             table.unreadable.remove(host);
         }
+        let ports = new.routes.keys();
+        let ports: Vec<u16> = ports
+            .filter_map(|name| route_name::tcp_port(name))
+            .collect();
+        if !ports.is_empty() {
+            self.tcp_ports.send_modify(|known| known.extend(ports));
+        }
         table.unreadable.extend(new.unreadable.clone());
         (table.generation, table.term) = (new.generation, new.term);
         table.session = new.session;
         true
+    }
+
+    fn without_tcp(&self, removed: &BTreeSet<String>) {
+        let ports = removed.iter();
+        let ports: Vec<u16> = ports
+            .filter_map(|name| route_name::tcp_port(name))
+            .collect();
+        if !ports.is_empty() {
+            let is_gone = |port: &u16| ports.contains(port);
+            (self.tcp_ports).send_modify(|known| known.retain(|port| !is_gone(port)));
+        }
+    }
+
+    /// The ports of TCP routes, now and after each change.
+    pub(crate) fn tcp_ports(&self) -> watch::Receiver<BTreeSet<u16>> {
+        self.tcp_ports.subscribe()
     }
 
     /// The whole table, to be kept. A host whose newest route cannot be read has that one there, for a newer edge.
@@ -269,7 +321,7 @@ mod tests {
 
     fn ports(routes: &Routes) -> Vec<u16> {
         let route = routes.find("a.test").unwrap();
-        route.in_turn().iter().map(SocketAddr::port).collect()
+        route.in_turn().map(|address| address.port()).collect()
     }
 
     #[test]

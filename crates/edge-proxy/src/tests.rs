@@ -18,7 +18,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::forward::Edge;
+use crate::trusted::TrustedProxies;
 use crate::{EdgeOptions, listener};
+
+mod clients;
+mod corpus;
+mod messages;
 
 /// Nothing here takes this long.
 const SOON: Duration = Duration::from_secs(10);
@@ -43,7 +48,21 @@ impl TestEdge {
     }
 
     async fn with_proxy_protocol(backends: &[SocketAddr], proxy: Option<ProxyProtocol>) -> Self {
-        let edge = Arc::new(Edge::default());
+        Self::of(Edge::default(), backends, proxy).await
+    }
+
+    /// One that trusts proxies of these networks.
+    async fn trusting(backends: &[SocketAddr], networks: &[&str]) -> Self {
+        let networks = networks.iter().map(|network| network.parse().unwrap());
+        let edge = Edge {
+            trusted_proxies: TrustedProxies::new(networks.collect()),
+            ..Edge::default()
+        };
+        Self::of(edge, backends, None).await
+    }
+
+    async fn of(edge: Edge, backends: &[SocketAddr], proxy: Option<ProxyProtocol>) -> Self {
+        let edge = Arc::new(edge);
         edge.routes.take(&table(1, backends, proxy));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -257,9 +276,9 @@ async fn an_absolute_uri_names_the_host_and_the_backend_sees_a_path() {
         )
         .await;
     assert!(answer.contains("GET /p?q=1 HTTP/1.1\r\n"), "{answer}");
-    assert!(answer.contains("host: a.test\r\n"), "{answer}");
+    assert!(answer.contains("\r\nHost: a.test\r\n"), "{answer}");
     assert!(
-        answer.contains("x-forwarded-for: 127.0.0.1\r\n"),
+        answer.contains("X-Forwarded-For: 127.0.0.1\r\n"),
         "{answer}"
     );
     assert!(!answer.contains("6.6.6.6"), "{answer}");
@@ -324,7 +343,7 @@ async fn case_the_public_learns_nothing_of_the_inside_and_the_log_has_the_cause(
         let id = answer.rsplit("Request id: ").next().unwrap().trim();
         assert_eq!(id.len(), 16, "{answer}");
         assert!(
-            answer.contains(&format!("x-request-id: {id}\r\n")),
+            answer.contains(&format!("X-Request-Id: {id}\r\n")),
             "{answer}"
         );
         let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
@@ -381,7 +400,7 @@ async fn bodies_stream_both_ways() {
         assert!(
             head(&mut stream)
                 .await
-                .contains("transfer-encoding: chunked")
+                .contains("Transfer-Encoding: chunked")
         );
         let start = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         stream.write_all(start.as_bytes()).await.unwrap();
@@ -443,7 +462,7 @@ async fn a_large_body_passes_whole() {
 async fn an_upgrade_becomes_a_tunnel() {
     let address = backend(|mut stream| async move {
         let head = head(&mut stream).await;
-        assert!(head.contains("upgrade: websocket"), "{head}");
+        assert!(head.contains("Upgrade: websocket"), "{head}");
         let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
                       Upgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n";
         stream.write_all(switch.as_bytes()).await.unwrap();
@@ -463,7 +482,7 @@ async fn an_upgrade_becomes_a_tunnel() {
         .unwrap();
     let head = soon(head(&mut stream)).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    assert!(head.contains("sec-websocket-accept: x"), "{head}");
+    assert!(head.contains("Sec-WebSocket-Accept: x"), "{head}");
     for byte in [1, 5, 200] {
         stream.write_u8(byte).await.unwrap();
         assert_eq!(soon(stream.read_u8()).await.unwrap(), byte + 1);
@@ -588,6 +607,7 @@ async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
     let options = EdgeOptions {
         data_dir: dir.path().to_owned(),
         listen,
+        listen_tls: None,
         server: Some(format!("https://{}", nobody().await)),
         // Enrolling is tried again and again, and serving goes on.
         token: Some(
@@ -598,7 +618,10 @@ async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
         name: "edge".to_owned(),
         region: "home".to_owned(),
         metrics_listen: None,
+        tcp_ports: crate::PortRanges::default(),
         underlay: membership::UnderlayOptions::default(),
+        trusted_proxies: Vec::new(),
+        access_log: None,
     };
     let running = tokio::spawn(crate::run(options, shutdown.clone()));
     let answer = soon(async {
@@ -642,12 +665,16 @@ async fn an_edge_that_can_never_join_says_what_it_needs() {
     let options = EdgeOptions {
         data_dir: dir.path().to_owned(),
         listen: nobody().await,
+        listen_tls: None,
         server: None,
         token: None,
         name: "edge".to_owned(),
         region: "home".to_owned(),
         metrics_listen: None,
+        tcp_ports: crate::PortRanges::default(),
         underlay: membership::UnderlayOptions::default(),
+        trusted_proxies: Vec::new(),
+        access_log: None,
     };
     let error = soon(Box::pin(crate::run(options, CancellationToken::new())))
         .await

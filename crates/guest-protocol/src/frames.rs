@@ -203,6 +203,7 @@ pub struct BootFailure {
 
 /// Resource use of a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestStats {
     /// CPU time of the app's processes, microseconds.
     pub cpu_micros: u64,
@@ -219,6 +220,9 @@ pub struct GuestStats {
     /// Resident memory of init, bytes; 0: not known. It is none of the app's.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub init_memory_bytes: u64,
+    /// Connections of edges with the app that are open, those through init's proxies included. Absent: an older guest, which does not count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge_connections: Option<u32>,
 }
 
 #[allow(

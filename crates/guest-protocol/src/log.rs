@@ -15,6 +15,7 @@ pub const LOG_FRAME_START_BYTES: usize = 4 + 1 + LOG_HEAD_BYTES;
 
 /// Where a line was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
     /// Standard output.

@@ -91,6 +91,7 @@ fn guest_frames(contract: u32) -> Vec<(&'static str, GuestFrame)> {
                 network_bytes: (1000, 2000),
                 processes: 3,
                 init_memory_bytes: 0,
+                edge_connections: None,
             }),
         ),
         (

@@ -239,7 +239,7 @@ fn public_key(key: &impl rcgen::PublicKeyData) -> Result<PublicKey, CaError> {
 }
 
 /// The public key of a request, after its signature was checked.
-fn requested_key(csr_pem: &str) -> Result<rcgen::PublicKey, CaError> {
+pub(crate) fn requested_key(csr_pem: &str) -> Result<rcgen::PublicKey, CaError> {
     if csr_pem.len() > MAX_CSR_BYTES {
         return Err(CaError::Request(format!(
             "it is {} bytes, more than {MAX_CSR_BYTES}",
@@ -262,14 +262,18 @@ pub fn certificate_fingerprint(pem: &str) -> Result<[u8; 32], CaError> {
         .map_err(|e| CaError::Load(format!("its certificate: {e}")))
 }
 
-fn ca_params(common_name: &str, now: Timestamp) -> Result<CertificateParams, CaError> {
+pub(crate) fn ca_params(common_name: &str, now: Timestamp) -> Result<CertificateParams, CaError> {
     let mut params = params(common_name, CA_DAYS, now)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }
 
-fn params(common_name: &str, days: u64, now: Timestamp) -> Result<CertificateParams, CaError> {
+pub(crate) fn params(
+    common_name: &str,
+    days: u64,
+    now: Timestamp,
+) -> Result<CertificateParams, CaError> {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let now_seconds = now.0 / 1000;
     let mut params = CertificateParams::default();

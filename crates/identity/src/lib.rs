@@ -2,6 +2,8 @@
 //!
 //! - [`ClusterCa`]: the cluster's own root. It signs members' client certificates and the
 //!   servers' certificates, and nothing else.
+//! - [`IngressCa`]: another root, for hosts of apps that have no certificate of their own. It signs no member's and no server's certificate.
+//! - [`HostCertificate`]: a certificate by which an edge shows that it serves a host.
 //! - [`MemberKey`]: the key a node or edge makes for itself; only its request leaves the machine.
 //! - [`WireguardKey`]: a node's overlay key.
 //! - [`EnrollmentToken`], [`UserToken`]: bearer secrets; servers keep their hash only.
@@ -16,6 +18,8 @@
 //! record of that key; certificates live [`MEMBER_DAYS`]. There is one key type, ECDSA P-256, and others are refused.
 
 mod ca;
+mod host_certificate;
+mod ingress;
 mod member;
 mod member_verifier;
 mod pinned;
@@ -31,6 +35,11 @@ pub use ca::{
     CA_DAYS, CLOCK_SKEW_SECONDS, CaError, ClusterCa, MEMBER_DAYS, SERVER_DAYS, ServerCertificate,
     certificate_fingerprint, public_key_of_request,
 };
+pub use host_certificate::{
+    HostCertificate, HostCertificateError, MAX_CERTIFICATE_KEY_BYTES, MAX_CHAIN_BYTES,
+    certified_key, host_patterns,
+};
+pub use ingress::{INGRESS_DAYS, IngressCa};
 pub use member::{
     MAX_CSR_BYTES, MemberCertificate, MemberCertificateError, MemberKey, is_server_certificate,
     key_fingerprint,

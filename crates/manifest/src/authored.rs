@@ -10,11 +10,14 @@
 //!
 //! What a manifest *means* is [`crate::Manifest`]; [`crate::resolve`] leads from here to there.
 
+mod routes;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::routes::{MAX_ROUTES, MAX_TCP_ROUTES, Route, TCP_ROUTE_PORTS, TcpRoute};
 use crate::formats;
 
 /// Most process types of an app.
@@ -35,8 +38,6 @@ pub(crate) const MAX_PORTS: usize = 64;
 pub(crate) const MAX_SECRETS: usize = 64;
 /// Most volumes of a process type: each is one more disk of the microVM.
 pub(crate) const MAX_VOLUMES: usize = 16;
-/// Most host names of an env.
-pub(crate) const MAX_ROUTES: usize = 1024;
 /// Longest host name, in characters, which are ASCII (RFC 1035, 2.3.4).
 pub(crate) const MAX_HOST_CHARS: usize = 253;
 /// Most headers of a health check.
@@ -188,6 +189,11 @@ pub(crate) struct Manifest {
         "propertyNames" = { "maxLength": MAX_HOST_CHARS }
     ))]
     pub(crate) routes: BTreeMap<HostName, Route>,
+    /// Ports of edges and where each leads, for what is not HTTP. An edge listens there as long as the route is, each port leads to one env of the
+    /// cluster, and what comes in is passed on byte by byte. Absent: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("maxItems" = MAX_TCP_ROUTES))]
+    pub(crate) tcp_routes: Vec<TcpRoute>,
 }
 
 fn default_processes() -> BTreeMap<Label, Process> {
@@ -301,7 +307,7 @@ pub(crate) struct Stop {
     /// The signal sent first. Absent: the image's StopSignal, else SIGTERM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) signal: Option<Signal>,
-    /// How long it may take to end. SIGKILL follows.
+    /// How long what edges began with it may go on once they begin no more, and then how long it may take to end. SIGKILL follows.
     #[serde(default = "Stop::default_timeout")]
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
     pub(crate) timeout: Duration,
@@ -769,23 +775,4 @@ pub(crate) enum Strategy {
     Immediate,
     Canary,
     BlueGreen,
-}
-
-/// Where a host name leads.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(extend("x-layout" = "inline"))]
-pub(crate) struct Route {
-    /// The process type.
-    #[serde(default = "Route::default_process")]
-    pub(crate) process: Label,
-    /// One of its `ports`, with protocol `http`.
-    #[schemars(range(min = 1, max = 65535), extend("examples" = [8080]))]
-    pub(crate) port: u16,
-}
-
-impl Route {
-    fn default_process() -> Label {
-        Label("web".to_owned())
-    }
 }

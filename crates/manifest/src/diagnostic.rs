@@ -98,6 +98,8 @@ codes! {
     TooMany = "too_many",
     /// Warning: a route leads to a process without a health check.
     NoHealthcheck = "no_healthcheck",
+    /// Warning: a TCP route has a port at which edges listen only where their operators allow it.
+    PortOfEdges = "port_of_edges",
     /// Warning: the variable is set by the platform as well.
     Overridden = "overridden",
 }

@@ -18,7 +18,7 @@ pub struct Manifest {
     pub env: BTreeMap<String, String>,
     /// Process types; at least one.
     pub processes: BTreeMap<ProcessName, Process>,
-    /// Host name (lowercase) to where it leads.
+    /// Host name (lowercase) to where it leads, and TCP routes under their names ([`model::route_name`]).
     pub routes: BTreeMap<String, RouteTarget>,
 }
 

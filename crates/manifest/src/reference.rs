@@ -255,6 +255,7 @@ impl<'s> Page<'s> {
                 authored::MAX_VOLUMES.to_string(),
             ),
             ("Routes", authored::MAX_ROUTES.to_string()),
+            ("TCP routes", authored::MAX_TCP_ROUTES.to_string()),
             ("Mistakes shown at once", MAX_DIAGNOSTICS.to_string()),
         ] {
             self.line(&format!("| {what} | {most} |"));

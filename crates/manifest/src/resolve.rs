@@ -3,7 +3,7 @@
 use model::instance::{
     self, EgressPolicy, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy,
 };
-use model::{AppName, NameError, ProcessName};
+use model::{AppName, NameError, ProcessName, route_name};
 
 use crate::authored::{self, Duration, Label, NodeLabel, Size, Text};
 use crate::model::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
@@ -31,6 +31,14 @@ pub(crate) fn resolve(written: &authored::Manifest) -> Option<Manifest> {
             port: route.port,
         };
         manifest.routes.insert(host.0.clone(), target);
+    }
+    for route in &written.tcp_routes {
+        let target = RouteTarget {
+            process: name(&route.process).ok()?,
+            port: route.port,
+        };
+        let name = route_name::of_tcp(route.listen);
+        manifest.routes.insert(name, target);
     }
     Some(manifest)
 }
@@ -230,15 +238,23 @@ pub(crate) fn write(manifest: &Manifest) -> authored::Manifest {
             .iter()
             .map(|(name, process)| (label(name.as_str()), write_process(process)))
             .collect(),
-        routes: manifest
-            .routes
-            .iter()
+        routes: (manifest.routes.iter())
+            .filter(|(name, _)| route_name::tcp_port(name).is_none())
             .map(|(host, target)| {
                 let route = authored::Route {
                     process: label(target.process.as_str()),
                     port: target.port,
                 };
                 (authored::HostName(host.clone()), route)
+            })
+            .collect(),
+        tcp_routes: (manifest.routes.iter())
+            .filter_map(|(name, target)| {
+                Some(authored::TcpRoute {
+                    listen: route_name::tcp_port(name)?,
+                    process: label(target.process.as_str()),
+                    port: target.port,
+                })
             })
             .collect(),
     }

@@ -49,6 +49,7 @@ impl Shape {
                 ("Volume", fields::<authored::Volume>()),
                 ("Deploy", fields::<authored::Deploy>()),
                 ("Route", fields::<authored::Route>()),
+                ("TcpRoute", fields::<authored::TcpRoute>()),
             ],
         }
     }

@@ -54,6 +54,7 @@ pub(crate) fn check(
     for (host, route) in &manifest.routes {
         rules.route(&host.0, route);
     }
+    rules.tcp_routes();
 }
 
 struct Rules<'a, 't> {
@@ -76,7 +77,7 @@ const PLATFORM_PLACES: [&str; 5] = ["/proc", "/sys", "/dev", "/run/secrets", "/m
 /// Directories at which no volume may be.
 const PLATFORM_PARENTS: [&str; 3] = ["/run", "/mnt", "/etc"];
 
-impl Rules<'_, '_> {
+impl<'a> Rules<'a, '_> {
     fn refuse(&mut self, code: Code, path: Path, message: String, hint: String) {
         self.report(Severity::Error, code, path, message, hint);
     }
@@ -463,17 +464,52 @@ impl Rules<'_, '_> {
         }
     }
 
-    fn route(&mut self, host: &str, route: &authored::Route) {
-        let path = vec![key("routes"), key(host)];
-        let name = route.process.0.as_str();
-        let target = [key("processes"), key(name)];
-        let at_process = join(&path, [key("process")]);
-        if self.tainted(&at_process) {
-            return;
+    fn tcp_routes(&mut self) {
+        let array = [key("tcp_routes")];
+        let routes = &self.manifest.tcp_routes;
+        let listens: Vec<String> = (routes.iter())
+            .map(|route| route.listen.to_string())
+            .collect();
+        let values = listens.iter().map(String::as_str);
+        self.duplicates(values, &array, Some("listen"), "port of edges");
+        for (position, route) in routes.iter().enumerate() {
+            let path = join(&array, [self.index(&array, position)]);
+            let target = self.target(&path, &route.process, route.port);
+            let at_listen = join(&path, [key("listen")]);
+            if target.is_some()
+                && !authored::TCP_ROUTE_PORTS.contains(&route.listen)
+                && !self.tainted(&at_listen)
+            {
+                let (first, last) = authored::TCP_ROUTE_PORTS.into_inner();
+                self.warn(
+                    Code::PortOfEdges,
+                    at_listen,
+                    format!(
+                        "edges listen at port {} only where their operators allow it",
+                        route.listen
+                    ),
+                    format!("take one of {first} to {last}, or run each edge with `--tcp-ports {first}-{last},{}`", route.listen),
+                );
+            }
         }
-        let Some(process) = self.manifest.processes.get(&route.process) else {
+    }
+
+    /// The process that a route leads to; reports what is wrong with it. `None`: something is.
+    fn target(
+        &mut self,
+        path: &[Step],
+        label: &authored::Label,
+        port: u16,
+    ) -> Option<&'a authored::Process> {
+        let name = label.0.as_str();
+        let target = [key("processes"), key(name)];
+        let at_process = join(path, [key("process")]);
+        if self.tainted(&at_process) {
+            return None;
+        }
+        let Some(process) = self.manifest.processes.get(label) else {
             if self.tainted(&target) {
-                return;
+                return None;
             }
             let names: BTreeSet<&str> = self
                 .manifest
@@ -489,15 +525,24 @@ impl Rules<'_, '_> {
             let at = if exists(self.root, &at_process) {
                 at_process
             } else {
-                path
+                path.to_vec()
             };
             self.refuse(Code::UnknownProcess, at, message, hint);
+            return None;
+        };
+        let at_port = join(path, [key("port")]);
+        self.port_exists(name, process, port, at_port)
+            .then_some(process)
+    }
+
+    fn route(&mut self, host: &str, route: &authored::Route) {
+        let path = vec![key("routes"), key(host)];
+        let name = route.process.0.as_str();
+        let target = [key("processes"), key(name)];
+        let Some(process) = self.target(&path, &route.process, route.port) else {
             return;
         };
         let at_port = join(&path, [key("port")]);
-        if !self.port_exists(name, process, route.port, at_port.clone()) {
-            return;
-        }
         let port = process.ports.iter().find(|port| port.port == route.port);
         if port.is_some_and(|port| port.protocol == authored::Protocol::Tcp) {
             self.refuse(
@@ -507,7 +552,7 @@ impl Rules<'_, '_> {
                     "port {} of process `{name}` is `tcp`, which has no host names",
                     route.port
                 ),
-                "give the port `protocol = \"http\"`, or remove the route".to_owned(),
+                "give the port `protocol = \"http\"`, or lead a port of edges to it: `[[tcp_routes]]`".to_owned(),
             );
         }
         if process.healthcheck.is_none() && !self.tainted(&join(&target, [key("healthcheck")])) {

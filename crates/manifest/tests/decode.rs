@@ -265,7 +265,7 @@ port = 9000
             4 | colour = "red"
               | ^^^^^^ colour
               |
-              = help: keys here: `app`, `image`, `egress`, `env`, `processes`, `routes`
+              = help: keys here: `app`, `image`, `egress`, `env`, `processes`, `routes`, `tcp_routes`
 
             error[reserved_name]: `PLATFORM_APP` is a name that the platform keeps for itself
              --> platform.toml:7:16
@@ -636,7 +636,7 @@ fn text_of_toml_1_1_is_refused_with_advice() {
         (
             "app = 'shop'\nat = 07:32",
             expect![[r#"
-                unknown_key 2:1 at: unknown key `at` [keys here: `app`, `image`, `egress`, `env`, `processes`, `routes`]
+                unknown_key 2:1 at: unknown key `at` [keys here: `app`, `image`, `egress`, `env`, `processes`, `routes`, `tcp_routes`]
                 toml_1_1 2:6 at: a time without seconds [that is TOML 1.1, manifests are TOML 1.0: write the seconds as well, such as `07:32:00`]
             "#]],
         ),
@@ -723,9 +723,24 @@ fn meaning() {
             "#]],
         ),
         (
+            "[[tcp_routes]]\nlisten = 30080\nport = 80\n[[tcp_routes]]\nlisten = 25\nport = 80\n[[processes.web.ports]]\nport = 80\nprotocol = 'tcp'",
+            expect![[r#"
+                port_of_edges 6:10 tcp_routes[1].listen: edges listen at port 25 only where their operators allow it [take one of 30000 to 32767, or run each edge with `--tcp-ports 30000-32767,25`]
+            "#]],
+        ),
+        (
+            "[[tcp_routes]]\nlisten = 30080\nport = 80\n[[tcp_routes]]\nlisten = 30080\nport = 81\nprocess = 'db'\n[[tcp_routes]]\nport = 80",
+            expect![[r#"
+                unknown_port 4:8 tcp_routes[0].port: process `web` has no port 80 [add it: `[[processes.web.ports]]` with `port = 80`]
+                duplicate 6:10 tcp_routes[1].listen: the port of edges `30080` is there twice [it is also at `tcp_routes[0].listen`; remove one]
+                unknown_process 8:11 tcp_routes[1].process: there is no process `db` [there is "web"]
+                missing_key 9:1 tcp_routes[2].listen: missing key `listen` [add it, such as `listen = 30432`]
+            "#]],
+        ),
+        (
             "[routes]\na = { port = 80 }\n[processes.web]\nports = [{ port = 80, protocol = 'tcp' }]",
             expect![[r#"
-                not_http 3:14 routes.a.port: port 80 of process `web` is `tcp`, which has no host names [give the port `protocol = "http"`, or remove the route]
+                not_http 3:14 routes.a.port: port 80 of process `web` is `tcp`, which has no host names [give the port `protocol = "http"`, or lead a port of edges to it: `[[tcp_routes]]`]
             "#]],
         ),
         (

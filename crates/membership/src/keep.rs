@@ -16,6 +16,7 @@ use api::error_code;
 use api::member::{Approval, CertificateRequest, MeasurementRequest, MemberState, OverlayReport};
 use api_client::{ApiClient, ClientError};
 use blocking_work::blocking;
+use display::Repeated;
 use identity::{MemberCertificate, MemberKey, WireguardKey};
 use model::{Generation, Timestamp};
 use tokio::sync::watch;
@@ -76,19 +77,19 @@ pub async fn keep(
 /// Steps for ever.
 async fn follow(mut keeper: Keeper) {
     let mut pause = FIRST_PAUSE;
-    // The last failure, which is logged once.
-    let mut last: Option<String> = None;
+    let (mut refused, mut fails) = (Repeated::default(), false);
     loop {
         match keeper.step().await {
             Ok(()) => {
-                if last.take().is_some() {
+                if std::mem::replace(&mut fails, false) {
                     tracing::info!("the membership is followed again");
                 }
                 pause = FIRST_PAUSE;
             }
             Err(error) => {
-                let reason = Some(display::chain(&error));
-                if last != reason {
+                let reason = display::chain(&error);
+                fails = true;
+                if refused.is_due(tokio::time::Instant::now(), &reason) {
                     let hint = match &error {
                         StepError::Call(error) => error.hint(),
                         StepError::Keep(_) => None,
@@ -99,7 +100,6 @@ async fn follow(mut keeper: Keeper) {
                         "cannot follow the membership, or renew the certificate; trying again"
                     );
                 }
-                last = reason;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(MAX_PAUSE);
             }
@@ -114,7 +114,7 @@ async fn report_links(
     mut report: watch::Receiver<OverlayReport>,
 ) {
     let mut pause = FIRST_PAUSE;
-    let mut last: Option<String> = None;
+    let mut refused = Repeated::default();
     loop {
         let public_key = public_key(&key.borrow_and_update());
         let Some(public_key) = public_key else {
@@ -128,21 +128,19 @@ async fn report_links(
         said.wireguard_public_key = Some(public_key);
         match client.report_overlay(&said).await {
             Ok(()) => {
-                last = None;
                 pause = FIRST_PAUSE;
                 tokio::time::sleep(REPORT_PAUSE).await;
                 until_worth_saying(&said, &mut key, &mut report).await;
             }
             Err(error) => {
-                let reason = Some(display::chain(&error));
-                if last != reason {
+                let reason = display::chain(&error);
+                if refused.is_due(tokio::time::Instant::now(), &reason) {
                     tracing::warn!(
                         reason,
                         hint = error.hint(),
                         "cannot say how this machine is reached; trying again"
                     );
                 }
-                last = reason;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(MAX_PAUSE);
             }

@@ -87,11 +87,20 @@ fn node_label(what: &'static str, text: &str) -> Result<(), NameError> {
     }
 }
 
-/// A text that is checked once. A copy shares the text: names are copied far more often than they are made.
+/// What [`is_label`] takes, as the API's description says it to programs.
+#[cfg(feature = "schema")]
+const LABEL: &str = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$";
+/// What [`is_node_label`] takes.
+#[cfg(feature = "schema")]
+const NODE_LABEL: &str = "^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$";
+
+/// A text that is checked once. A copy shares the text: names are copied far more often than they are made. The pattern says to programs what the
+/// check takes.
 macro_rules! text_newtype {
-    ($(#[$doc:meta])* $name:ident, $parse:expr) => {
+    ($(#[$doc:meta])* $name:ident, $pattern:tt, $parse:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = $pattern)))]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(Arc<str>);
 
@@ -146,31 +155,37 @@ fn label(what: &'static str, text: &str) -> Result<(), NameError> {
 text_newtype!(
     /// The name of an app: one DNS label.
     AppName,
+    LABEL,
     |text| label("app name", text)
 );
 text_newtype!(
     /// The name of an env of an app (`prod`): one DNS label.
     EnvName,
+    LABEL,
     |text| label("env name", text)
 );
 text_newtype!(
     /// The name of a process type (`web`): one DNS label.
     ProcessName,
+    LABEL,
     |text| label("process name", text)
 );
 text_newtype!(
     /// The name of a secret bundle of an env (`database`): one DNS label.
     BundleName,
+    LABEL,
     |text| label("name of a secret bundle", text)
 );
 text_newtype!(
     /// The name of an org, which owns apps: of the form of an app's name.
     OrgName,
+    LABEL,
     |text| label("name of an org", text)
 );
 text_newtype!(
     /// The name of a user, a person or a program (`ann@example.com`, `ci`): lowercase letters, digits and `._-+@`, at most [`MAX_NAME_BYTES`].
     UserName,
+    "^[a-z0-9][a-z0-9._+@-]{0,62}$",
     |text| {
         let bytes = text.as_bytes();
         let is_first = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -187,16 +202,19 @@ text_newtype!(
 text_newtype!(
     /// The key of a label of a node (`disk`): letters, digits and `._-/`.
     LabelKey,
+    NODE_LABEL,
     |text| node_label("key of a label", text)
 );
 text_newtype!(
     /// The value of a label of a node (`nvme`): of the same form as its key.
     LabelValue,
+    NODE_LABEL,
     |text| node_label("value of a label", text)
 );
 text_newtype!(
     /// A content digest, `sha256:<64 lowercase hexadecimal digits>` (OCI image spec).
     Digest,
+    "^sha256:[0-9a-f]{64}$",
     |text| {
         let ok = text.strip_prefix("sha256:").is_some_and(|hex| {
             hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -245,6 +263,7 @@ impl Digest {
 
 /// One env of one app: the unit of config, secrets and routing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EnvKey {
     /// The app.
     pub app: AppName,
@@ -280,6 +299,11 @@ macro_rules! hexadecimal_id {
     ($(#[$doc:meta])* $name:ident, $wrong:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(
+            feature = "schema",
+            derive(schemars::JsonSchema),
+            schemars(extend("pattern" = "^[0-9a-f]{8}$"))
+        )]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(pub u32);
 
@@ -332,6 +356,11 @@ macro_rules! numbered_id {
     ($(#[$doc:meta])* $name:ident, $letter:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(
+            feature = "schema",
+            derive(schemars::JsonSchema),
+            schemars(extend("pattern" = concat!("^", $letter, "[0-9]{1,5}$")))
+        )]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(pub u16);
 
@@ -381,6 +410,7 @@ numbered_id!(
 
 /// A release of an env: 1, 2, 3 in the order of deploys; shown as `v3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct ReleaseNumber(pub u32);
 
@@ -544,6 +574,7 @@ impl fmt::Display for LeaderSession {
 #[derive(
     Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Timestamp(pub u64);
 

@@ -84,6 +84,7 @@ impl InstanceSpec {
 
 /// What of a process type an instance runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Runs {
     /// The app.
@@ -171,6 +172,7 @@ impl EgressPolicy {
 
 /// An image by immutable digest (ADR 0002: nothing ever runs by tag).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PinnedImage {
     /// Registry host, with the port where it is not the default.
     pub registry: String,
@@ -445,6 +447,7 @@ impl std::fmt::Display for InstanceState {
 
 /// How the app in an instance ended (ADR 0003).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExitEvent {
     /// 0 to 255; a death by signal n reads 128 + n; 127 not found, 126 not executable.
     pub exit_code: u8,

@@ -4,11 +4,13 @@
 //! - [`instance`]: the complete description of one instance, as the planner chose it.
 //! - [`image`]: what of an image's config the platform honours.
 //! - [`public_key`]: by what a member is known.
+//! - [`route_name`]: by what a route is known.
 
 pub mod ids;
 pub mod image;
 pub mod instance;
 pub mod public_key;
+pub mod route_name;
 
 pub use ids::{
     AppName, BundleName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, Incarnation,

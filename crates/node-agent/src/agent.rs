@@ -38,7 +38,7 @@ use crate::record::{self, DESIRED_FILE, DesiredFile};
 use crate::reporting::send_reports;
 use crate::unreadable::Unreadable;
 use crate::upkeep::{keep_room, measure_disk, tidy};
-use display::chain;
+use display::{Repeated, chain};
 
 /// How long one poll for the desired state waits.
 pub const POLL_WAIT: Duration = Duration::from_secs(25);
@@ -666,14 +666,12 @@ async fn fetch_desired(
     mut generation: watch::Receiver<Generation>,
     sender: mpsc::Sender<DesiredState>,
 ) {
-    // The last error, which is logged once.
-    let mut last = None;
+    let mut refused = Repeated::default();
     loop {
         let after = *generation.borrow_and_update();
         match machine.host.server.desired(after, POLL_WAIT).await {
-            Ok(None) => last = None,
+            Ok(None) => {}
             Ok(Some(state)) => {
-                last = None;
                 let offered = state.generation;
                 if sender.send(state).await.is_err() {
                     return;
@@ -685,11 +683,9 @@ async fn fetch_desired(
                 }
             }
             Err(error) => {
-                let reason = Some(error.to_string());
-                if last != reason {
+                if refused.is_due(tokio::time::Instant::now(), &error.to_string()) {
                     tracing::warn!(%error, "the node gets no desired state; its instances go on");
                 }
-                last = reason;
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }

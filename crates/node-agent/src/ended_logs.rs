@@ -79,7 +79,7 @@ impl EndedLogs {
     pub(crate) fn read(
         &self,
         id: InstanceId,
-        wanted: Past,
+        wanted: &Past,
     ) -> io::Result<Option<(ProcessName, Vec<LogRecord>)>> {
         let dir = self.dir_of(id);
         let owner = state_file::read::<EndedLogOwner>(&dir.join(ENDED_FILE));
@@ -184,7 +184,7 @@ mod tests {
             previous,
             ..Past::default()
         };
-        let (process, records) = ended.read(InstanceId(id), wanted).unwrap()?;
+        let (process, records) = ended.read(InstanceId(id), &wanted).unwrap()?;
         assert_eq!(process.as_str(), "web");
         let texts = records
             .into_iter()
@@ -206,7 +206,7 @@ mod tests {
             lines: 1,
             ..Past::default()
         };
-        assert_eq!(log.follow(wanted).unwrap().0.len(), 1);
+        assert_eq!(log.follow(&wanted).unwrap().0.len(), 1);
         drop(log);
         let ended = EndedLogs::in_data_dir(data_dir.path());
         assert_eq!(
@@ -252,7 +252,7 @@ mod tests {
         let file = data_dir.path().join("ended/00000001").join(ENDED_FILE);
         std::fs::write(&file, r#"{"version": 99}"#).unwrap();
         let wanted = Past::default();
-        let error = ended.read(InstanceId(1), wanted).unwrap_err();
+        let error = ended.read(InstanceId(1), &wanted).unwrap_err();
         assert!(display::chain(&error).contains("version 99"), "{error}");
         ended.tidy(AT).unwrap();
         assert!(file.exists());

@@ -50,6 +50,8 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before a VM that could not be looked for is looked for again.
 const ADOPT_RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// How long a guest may take to say who is connected to an instance that drains.
+const DRAIN_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a VM that boots is looked at.
 const BOOT_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -383,11 +385,12 @@ impl InstanceTask {
                 self.show();
                 vec![]
             }
-            Wakeup::Due => self
-                .life
-                .due(self.machine.clock.now())
-                .into_iter()
-                .collect(),
+            Wakeup::Due => match self.life.due(self.machine.clock.now()) {
+                Some(Event::DrainElapsed { .. }) => vec![Event::DrainElapsed {
+                    connections: self.edge_connections().await,
+                }],
+                due => due.into_iter().collect(),
+            },
             Wakeup::BootCheckDue => self.measure_wait().await.into_iter().collect(),
             Wakeup::ProbeDue => self.probe_ready().await.into_iter().collect(),
             Wakeup::LivenessDue => self.probe_alive().await.into_iter().collect(),
@@ -455,6 +458,16 @@ impl InstanceTask {
             result = probe(&check.probe, self.spec.address, network, calls, within) => Some(result),
             () = asked(&mut self.stop), if !self.life.stop_asked() => None,
         }
+    }
+
+    /// How many connections of edges are open, as the guest says; 0 where it does not.
+    async fn edge_connections(&self) -> u32 {
+        let Some(calls) = self.link.as_ref().map(GuestLink::calls) else {
+            return 0;
+        };
+        let stats = timeout(DRAIN_LOOK_TIMEOUT, calls.stats()).await;
+        let open = stats.ok().and_then(Result::ok);
+        open.and_then(|stats| stats.edge_connections).unwrap_or(0)
     }
 
     /// Asks whether the app is ready.

@@ -44,6 +44,7 @@ mod images;
 mod instance_handle;
 mod instance_task;
 mod lane;
+mod line_filter;
 mod logins;
 mod logs;
 mod machine;

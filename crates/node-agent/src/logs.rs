@@ -12,6 +12,9 @@
 //!
 //! When an instance is gone its log is moved to where those of ended instances are kept (`crate::ended_logs`).
 //!
+//! Readers choose what they want: how much, of what time, with which text ([`Past`]). A file whose last line is older than that is not read, so
+//! a reader of the last minutes costs what was written since. A log that has lost its beginning says so ([`older_is_gone`]).
+//!
 //! Deliberately absent: fsync. An acknowledged line survives the agent, not the machine.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,11 +22,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use guest_protocol::{Frame, FrameBuffer, GuestFrame, LogRecord, Stream};
 use model::Timestamp;
 
 use crate::backlog::{Backlog, Follower};
+use crate::line_filter::{LineFilter, begins_boot, ends_line};
 use display::one_line;
 
 /// The current file is moved aside when it is this large, in bytes; two are kept.
@@ -39,12 +44,16 @@ const CURRENT: &str = "current.log";
 const PREVIOUS: &str = "previous.log";
 
 /// Which records of the past are wanted.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Past {
     /// At most this many lines, the last ones. The pieces of a long line count as one.
     pub(crate) lines: usize,
     /// Only those at or after this time.
     pub(crate) since: Option<Timestamp>,
+    /// Only those before this time.
+    pub(crate) until: Option<Timestamp>,
+    /// Only lines with this text in them.
+    pub(crate) text: Option<Arc<str>>,
     /// Only those of the boot before the last one.
     pub(crate) previous: bool,
 }
@@ -187,17 +196,31 @@ impl InstanceLog {
         Ok(())
     }
 
-    /// The wanted records of the past, and a channel with what comes afterwards: nothing between the
+    /// The wanted records of the past.
+    ///
+    /// # Errors
+    /// The files cannot be read.
+    pub(crate) fn past(&self, wanted: &Past) -> io::Result<Vec<LogRecord>> {
+        let files = LogFiles::open(&self.lock())?;
+        Ok(files.tail(wanted)?.whole())
+    }
+
+    /// The wanted records of the past, and a channel with what comes afterwards, for the filter: nothing between the
     /// two is lost or doubled.
     ///
     /// # Errors
     /// The files cannot be read.
-    pub(crate) fn follow(&self, wanted: Past) -> io::Result<(Vec<LogRecord>, Follower)> {
+    pub(crate) fn follow(
+        &self,
+        wanted: &Past,
+    ) -> io::Result<(Vec<LogRecord>, LineFilter, Follower)> {
         let (files, follower) = {
             let inner = self.lock();
             (LogFiles::open(&inner)?, self.live.follow())
         };
-        Ok((files.tail(wanted)?, follower))
+        let mut tail = files.tail(wanted)?;
+        let filter = std::mem::take(&mut tail.filter);
+        Ok((tail.whole(), filter, follower))
     }
 
     /// The texts of the last `lines` records of the last boot, cut to [`MAX_TAIL_LINE_BYTES`] each.
@@ -207,9 +230,8 @@ impl InstanceLog {
             ..Past::default()
         };
         let files = LogFiles::in_dir(&self.lock().dir);
-        let records = files
-            .and_then(|files| files.tail(wanted))
-            .unwrap_or_default();
+        let records = files.and_then(|files| files.tail(&wanted));
+        let records = records.map(|tail| tail.records).unwrap_or_default();
         let boot = records.iter().rposition(begins_boot).map_or(0, |at| at + 1);
         // Of a long line its first piece is more than enough.
         let mut goes_on = BTreeMap::new();
@@ -250,16 +272,55 @@ fn believable(at_nanos: u64, boot_nanos: u64, now: Timestamp) -> u64 {
     at_nanos.min(now).max(boot_nanos)
 }
 
-/// Whether a record is the first of a boot. Guests' records count from 1, so none of theirs is.
-pub(crate) fn begins_boot(record: &LogRecord) -> bool {
-    record.seq == 0 && record.partial
-}
-
 /// The files of a log as they were at one moment. They are read without its lock: whoever reads sixteen megabytes holds
 /// up nobody who writes, and so no guest and no boot.
 struct LogFiles {
-    /// Each with how many bytes of it are read, the older one first.
-    files: Vec<(File, u64)>,
+    /// The older one first.
+    files: Vec<LogFile>,
+}
+
+struct LogFile {
+    file: File,
+    /// How many bytes of it are read.
+    bytes: u64,
+    /// When it was last written.
+    written: Timestamp,
+}
+
+/// What is wanted of a log.
+struct Tail {
+    records: Vec<LogRecord>,
+    /// With what it holds back: lines that have not ended.
+    filter: LineFilter,
+    /// When the oldest record was written that is kept, where older ones are gone and the reader wants them, too.
+    gone_before: Option<u64>,
+}
+
+impl Tail {
+    /// All of it: what the filter holds back, too.
+    fn whole(mut self) -> Vec<LogRecord> {
+        self.records.extend(self.filter.take());
+        if let Some(at_nanos) = self.gone_before {
+            self.records.insert(0, older_is_gone(at_nanos));
+        }
+        self.records
+    }
+}
+
+/// What a reader is told who has come to the beginning of a log that has lost older lines.
+fn older_is_gone(at_nanos: u64) -> LogRecord {
+    let mebibytes = MAX_LOG_BYTES >> 20;
+    LogRecord {
+        seq: 0,
+        at_nanos,
+        stream: Stream::Platform,
+        partial: false,
+        dropped: 0,
+        line: format!(
+            "older lines were dropped: a node keeps the last {mebibytes} MiB of an instance"
+        )
+        .into_bytes(),
+    }
 }
 
 impl LogFiles {
@@ -267,8 +328,8 @@ impl LogFiles {
     fn open(inner: &Inner) -> io::Result<Self> {
         let mut files = Self::in_dir(&inner.dir)?;
         // What is written from now on comes by the backlog.
-        if let Some((_, bytes)) = files.files.last_mut() {
-            *bytes = inner.bytes.min(*bytes);
+        if let Some(current) = files.files.last_mut() {
+            current.bytes = inner.bytes.min(current.bytes);
         }
         Ok(files)
     }
@@ -278,8 +339,14 @@ impl LogFiles {
         for name in [PREVIOUS, CURRENT] {
             match File::open(dir.join(name)) {
                 Ok(file) => {
-                    let bytes = file.metadata()?.len();
-                    files.push((file, bytes));
+                    let about = file.metadata()?;
+                    let since = about.modified()?.duration_since(UNIX_EPOCH);
+                    let millis = since.map_or(0, |since| since.as_millis());
+                    files.push(LogFile {
+                        file,
+                        bytes: about.len(),
+                        written: Timestamp(u64::try_from(millis).unwrap_or(u64::MAX)),
+                    });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -288,25 +355,54 @@ impl LogFiles {
         Ok(Self { files })
     }
 
-    fn tail(self, wanted: Past) -> io::Result<Vec<LogRecord>> {
+    fn tail(self, wanted: &Past) -> io::Result<Tail> {
         // Of the boot before, while the last one is read.
         let mut before = LastLines::new(wanted.lines);
         let mut last = LastLines::new(wanted.lines);
-        for (file, bytes) in self.files {
+        let mut filter = LineFilter::new(wanted.text.clone());
+        // Of the first record that is kept: its time, and whether it is the first there ever was.
+        let mut oldest = None;
+        for LogFile {
+            file,
+            bytes,
+            written,
+        } in self.files
+        {
+            // No record is of a later time than that at which it was written.
+            if wanted.since.is_some_and(|since| written < since) {
+                oldest = Some((0, true));
+                continue;
+            }
             read_records(file.take(bytes), |record| {
+                // Each boot begins with a line of the node, and its guest counts from 1.
+                let is_first = begins_boot(&record) || record.seq <= 1;
+                oldest.get_or_insert((record.at_nanos, is_first));
                 if wanted.previous && begins_boot(&record) {
+                    last.extend(filter.take());
                     before = std::mem::replace(&mut last, LastLines::new(wanted.lines));
                 }
                 let at = record.at_nanos / NANOS_PER_MILLI;
-                if wanted.lines == 0 || wanted.since.is_some_and(|since| at < since.0) {
-                    last.leave_out(&record);
+                if wanted.lines == 0
+                    || wanted.since.is_some_and(|since| at < since.0)
+                    || wanted.until.is_some_and(|until| at >= until.0)
+                {
+                    filter.leave_out(&record);
                 } else {
-                    last.push(record);
+                    last.extend(filter.push(record));
                 }
             })?;
         }
+        let asked_for_more = last.lines < wanted.lines && !wanted.previous;
+        let gone_before = oldest.filter(|(at_nanos, is_first)| {
+            let wants_older = |since: Timestamp| since.0 < at_nanos / NANOS_PER_MILLI;
+            asked_for_more && !is_first && wanted.since.is_none_or(wants_older)
+        });
         let wanted = if wanted.previous { before } else { last };
-        Ok(wanted.into_records())
+        Ok(Tail {
+            records: wanted.into_records(),
+            filter,
+            gone_before: gone_before.map(|(at_nanos, _)| at_nanos),
+        })
     }
 }
 
@@ -327,6 +423,12 @@ impl LastLines {
             records: VecDeque::new(),
             lines: 0,
             cut: BTreeSet::new(),
+        }
+    }
+
+    fn extend(&mut self, records: Vec<LogRecord>) {
+        for record in records {
+            self.push(record);
         }
     }
 
@@ -362,21 +464,16 @@ impl LastLines {
     }
 }
 
-/// Whether a record is a line, or the last piece of one.
-fn ends_line(record: &LogRecord) -> bool {
-    !record.partial || begins_boot(record)
-}
-
 /// The wanted records of an ended instance, whose previous run is its last one.
 ///
 /// # Errors
 /// The files cannot be read.
-pub(crate) fn ended_tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
+pub(crate) fn ended_tail(dir: &Path, wanted: &Past) -> io::Result<Vec<LogRecord>> {
     let all = Past {
         previous: false,
-        ..wanted
+        ..wanted.clone()
     };
-    let mut records = LogFiles::in_dir(dir)?.tail(all)?;
+    let mut records = LogFiles::in_dir(dir)?.tail(&all)?.whole();
     if wanted.previous
         && let Some(begin) = records.iter().rposition(begins_boot)
     {
@@ -431,260 +528,4 @@ fn read_records(mut file: impl Read, mut each: impl FnMut(LogRecord)) -> io::Res
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use super::*;
-
-    /// After everything that these tests write.
-    const LATE: Timestamp = Timestamp(1_000_000);
-
-    fn record(seq: u64, text: &str) -> LogRecord {
-        LogRecord {
-            seq,
-            at_nanos: seq * 1_000_000,
-            stream: Stream::Stdout,
-            partial: false,
-            dropped: 0,
-            line: text.as_bytes().to_vec(),
-        }
-    }
-
-    /// Readers of a log's whole past take a second each on a busy machine. A boot and the guest's lines wait for none.
-    #[test]
-    fn case_readers_of_the_past_hold_up_no_writer() {
-        const READERS: usize = 16;
-        let dir = tempfile::tempdir().unwrap();
-        let log = Arc::new(InstanceLog::open(dir.path()).unwrap());
-        let line = "x".repeat(1000);
-        for seq in 1..=100 {
-            let batch = (0..70)
-                .map(|n| record((seq - 1) * 70 + n + 1, &line))
-                .collect();
-            log.append(LATE, batch).unwrap();
-        }
-        let wanted = Past {
-            lines: 10,
-            ..Past::default()
-        };
-        let reading: Vec<_> = (0..READERS)
-            .map(|_| {
-                let log = log.clone();
-                std::thread::spawn(move || log.follow(wanted).unwrap().0.len())
-            })
-            .collect();
-        let mut written = 0;
-        while reading.iter().any(|reader| !reader.is_finished()) {
-            log.note(LATE, "a line of a boot").unwrap();
-            written += 1;
-        }
-        for reader in reading {
-            assert_eq!(reader.join().unwrap(), 10);
-        }
-        assert!(
-            written > 10 * READERS,
-            "{written} lines were written meanwhile"
-        );
-    }
-
-    #[test]
-    fn records_behind_a_frame_of_a_newer_agent_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        log.append(LATE, vec![record(1, "before")]).unwrap();
-        drop(log);
-        let path = dir.path().join(CURRENT);
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes.extend_from_slice(&4_u32.to_le_bytes());
-        bytes.extend_from_slice(&[guest_protocol::IGNORABLE | 0x7f, 1, 2, 3]);
-        std::fs::write(&path, bytes).unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        log.append(LATE, vec![record(2, "after")]).unwrap();
-        drop(log);
-        let log = InstanceLog::open(dir.path()).unwrap();
-        assert_eq!(log.log_tail(10), ["before", "after"]);
-    }
-
-    #[test]
-    fn a_record_sent_again_is_written_once_even_after_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        log.begin_boot(Timestamp(0), "starting").unwrap();
-        assert_eq!(
-            log.append(LATE, vec![record(1, "a"), record(2, "b")])
-                .unwrap(),
-            2
-        );
-        drop(log);
-        let log = InstanceLog::open(dir.path()).unwrap();
-        assert_eq!(
-            log.append(LATE, vec![record(2, "b"), record(3, "c")])
-                .unwrap(),
-            3
-        );
-        assert_eq!(log.log_tail(10), ["a", "b", "c"]);
-    }
-
-    #[test]
-    fn a_new_boot_counts_from_one_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        log.append(LATE, vec![record(1, "old"), record(2, "old")])
-            .unwrap();
-        log.begin_boot(Timestamp(0), "starting").unwrap();
-        assert_eq!(log.append(LATE, vec![record(1, "new")]).unwrap(), 1);
-        assert_eq!(log.log_tail(10), ["new"]);
-    }
-
-    #[test]
-    fn the_boot_before_the_last_can_be_read_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        let previous = |lines| {
-            let wanted = Past {
-                lines,
-                previous: true,
-                ..Past::default()
-            };
-            let records = log.follow(wanted).unwrap().0.into_iter();
-            let texts = records.map(|record| String::from_utf8(record.line).unwrap());
-            texts.collect::<Vec<_>>()
-        };
-        log.begin_boot(Timestamp(0), "start 1").unwrap();
-        log.note(Timestamp(0), "early").unwrap();
-        log.append(LATE, vec![record(1, "a"), record(2, "b")])
-            .unwrap();
-        assert!(previous(9).is_empty(), "there was none before the first");
-        log.note(Timestamp(0), "ended").unwrap();
-        log.begin_boot(Timestamp(0), "start 2").unwrap();
-        log.append(LATE, vec![record(1, "c")]).unwrap();
-        assert_eq!(previous(9), ["start 1", "early", "a", "b", "ended"]);
-        assert_eq!(previous(2), ["b", "ended"]);
-    }
-
-    #[test]
-    fn case_a_line_in_pieces_counts_as_one_and_is_never_cut() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        let piece = |seq, text, stream, partial| LogRecord {
-            stream,
-            partial,
-            ..record(seq, text)
-        };
-        let (out, err) = (Stream::Stdout, Stream::Stderr);
-        let records = vec![
-            piece(1, "a1", out, true),
-            piece(2, "e1", err, true),
-            piece(3, "a2", out, true),
-            piece(4, "a3", out, false),
-            piece(5, "e2", err, false),
-            piece(6, "b", out, false),
-        ];
-        log.append(LATE, records).unwrap();
-        let texts = |lines, since| {
-            let wanted = Past {
-                lines,
-                since,
-                ..Past::default()
-            };
-            let records = log.follow(wanted).unwrap().0.into_iter();
-            let texts = records.map(|record| String::from_utf8(record.line).unwrap());
-            texts.collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(texts(1, None), "b");
-        // `e1` lies between the pieces of the line that is left out.
-        assert_eq!(texts(2, None), "b");
-        assert_eq!(texts(3, None), "a1 e1 a2 a3 e2 b");
-        assert_eq!(texts(9, Some(Timestamp(3))), "b");
-        assert_eq!(log.log_tail(9), ["a1", "e1", "b"]);
-    }
-
-    #[test]
-    fn since_leaves_out_what_is_older() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        log.append(LATE, (1..=9).map(|seq| record(seq, "x")).collect())
-            .unwrap();
-        let wanted = Past {
-            lines: 5,
-            since: Some(Timestamp(7)),
-            ..Past::default()
-        };
-        let seqs = log.follow(wanted).unwrap().0.into_iter().map(|r| r.seq);
-        assert!(seqs.eq(7..=9));
-    }
-
-    #[test]
-    fn a_guest_cannot_write_before_its_boot_or_in_times_to_come() {
-        let year_2500 = 16_725_225_600_000_000_000;
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        let mut seq = 0;
-        let mut believed = |log: &InstanceLog, now, at_nanos| {
-            seq += 1;
-            let forged = LogRecord {
-                at_nanos,
-                ..record(seq, "forged")
-            };
-            log.append(now, vec![forged]).unwrap();
-            let wanted = Past {
-                lines: 1,
-                ..Past::default()
-            };
-            log.follow(wanted).unwrap().0[0].at_nanos
-        };
-        log.begin_boot(Timestamp(5_000), "starting").unwrap();
-        let (boot, now) = (5_000_000_000, Timestamp(7_000));
-        assert_eq!(believed(&log, now, 0), boot);
-        assert_eq!(believed(&log, now, boot + 17), boot + 17);
-        assert_eq!(believed(&log, now, year_2500), 7_000_999_999);
-        assert_eq!(believed(&log, now, u64::MAX), 7_000_999_999);
-        // An agent after this one knows when the boot began.
-        drop(log);
-        let log = InstanceLog::open(dir.path()).unwrap();
-        assert_eq!(believed(&log, now, 1), boot);
-        // The node's clock is set back during the boot: the bound goes with it, and lines are not of times to come.
-        assert_eq!(believed(&log, Timestamp(3_000), year_2500), 3_000_999_999);
-        assert_eq!(believed(&log, now, 1), 3_000_000_000);
-    }
-
-    #[test]
-    fn a_torn_frame_at_the_end_is_cut_off() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        log.append(LATE, vec![record(1, "whole")]).unwrap();
-        drop(log);
-        let torn = &GuestFrame::Log(record(2, "torn")).encode()[..9];
-        let mut file = OpenOptions::new()
-            .append(true)
-            .open(dir.path().join(CURRENT))
-            .unwrap();
-        file.write_all(torn).unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        assert_eq!(log.append(LATE, vec![record(2, "again")]).unwrap(), 2);
-        assert_eq!(log.log_tail(10), ["whole", "again"]);
-    }
-
-    #[test]
-    fn two_files_bound_the_space_and_the_tail_spans_both() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = InstanceLog::open(dir.path()).unwrap();
-        let big = "x".repeat(16 * 1024);
-        for seq in 1..=1500 {
-            log.append(LATE, vec![record(seq, &big)]).unwrap();
-        }
-        let size: u64 = [CURRENT, PREVIOUS]
-            .iter()
-            .map(|name| std::fs::metadata(dir.path().join(name)).unwrap().len())
-            .sum();
-        assert!(size <= 2 * ROTATE_BYTES, "{size}");
-        let wanted = Past {
-            lines: 600,
-            ..Past::default()
-        };
-        let (past, _) = log.follow(wanted).unwrap();
-        assert_eq!(past.len(), 600);
-        assert_eq!(past.last().unwrap().seq, 1500);
-        assert_eq!(past[0].seq, 901);
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::node::{AgentSession, NodeReport};
-use display::chain;
+use display::{Repeated, chain};
 use metrics::{Outcome, Waits};
 use node_core::report_sender::{Answered, ReportSender};
 use serde::{Deserialize, Serialize};
@@ -61,8 +61,7 @@ pub(crate) async fn send_reports(
     mut first: Option<Waits>,
 ) {
     let mut sender = ReportSender::new(next_session(&machine).await);
-    // The last error, which is logged once.
-    let mut last = None;
+    let mut refused = Repeated::default();
     // Whether the server was sent all that it wanted, and wants it again.
     let mut sent_whole = false;
     loop {
@@ -76,16 +75,13 @@ pub(crate) async fn send_reports(
         let answered = match answer {
             Ok(answer) => sender.answered(answer),
             Err(error) => {
-                let reason = Some(error.to_string());
-                if last != reason {
+                if refused.is_due(tokio::time::Instant::now(), &error.to_string()) {
                     tracing::warn!(%error, "the server does not take the node's report");
                 }
-                last = reason;
                 tokio::time::sleep(RETRY_PAUSE).await;
                 continue;
             }
         };
-        last = None;
         match answered {
             Answered::Applied => {
                 drop(first.take());

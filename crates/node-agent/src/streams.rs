@@ -18,12 +18,14 @@ use model::{InstanceId, ProcessName, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use crate::backlog::Follower;
 use crate::directory::{Directory, Entry};
 use crate::ended_logs::EndedLogs;
 use crate::exec;
 use crate::forward;
 use crate::lane::Lane;
-use crate::logs::{Past, begins_boot};
+use crate::line_filter::{LineFilter, begins_boot};
+use crate::logs::{InstanceLog, Past};
 
 /// How long one poll for stream requests waits.
 const POLL_WAIT: Duration = Duration::from_secs(25);
@@ -226,11 +228,13 @@ async fn lines(
         let asked = Past {
             lines: tail,
             since: wanted.since,
+            until: wanted.until,
+            text: wanted.text.as_deref().map(Arc::from),
             previous: wanted.previous,
         };
         let Some(Entry { process, log, .. }) = logs.directory.get(id) else {
             let ended = logs.ended.clone();
-            match logs.reads.run(move || ended.read(id, asked)).await {
+            match logs.reads.run(move || ended.read(id, &asked)).await {
                 Ok(Some((process, records))) => past.extend(
                     records
                         .into_iter()
@@ -244,8 +248,10 @@ async fn lines(
             }
             continue;
         };
-        let followed = logs.reads.run(move || log.follow(asked)).await;
-        let (records, follower) = match followed {
+        let follow = wanted.follow;
+        // blocks: the lane runs it on a thread for that
+        let read = logs.reads.run(move || read(&log, &asked, follow)).await;
+        let (records, live) = match read {
             Ok(both) => both,
             Err(error) => {
                 tracing::warn!(%error, instance = %id, "cannot read an instance's log");
@@ -257,21 +263,8 @@ async fn lines(
                 .into_iter()
                 .map(|record| (id, process.clone(), record)),
         );
-        if wanted.follow {
-            let state = (follower, process, Texts::default());
-            let live = stream::unfold(
-                state,
-                move |(mut follower, process, mut texts)| async move {
-                    let lines = match follower.next().await {
-                        Ok(record) => log_lines(id, &process, &record, &mut texts),
-                        Err(count) => {
-                            vec![lost_line(id, &process, count, "this reader was too slow")]
-                        }
-                    };
-                    Some((stream::iter(lines), (follower, process, texts)))
-                },
-            );
-            coming.push(live.flatten().boxed());
+        if let Some((filter, follower)) = live {
+            coming.push(live_lines(id, process, filter, follower).boxed());
         }
     }
     past.sort_by_key(|(_, _, record)| record.at_nanos);
@@ -281,6 +274,41 @@ async fn lines(
     let past =
         past.flat_map(move |(id, process, record)| log_lines(id, &process, &record, &mut texts));
     stream::iter(past).chain(coming)
+}
+
+/// Records of the past, and where the log is followed, what comes and which of it is wanted.
+type Read = (Vec<LogRecord>, Option<(LineFilter, Follower)>);
+
+/// What is wanted of a log. Blocks.
+fn read(log: &InstanceLog, wanted: &Past, follow: bool) -> std::io::Result<Read> {
+    if !follow {
+        return Ok((log.past(wanted)?, None));
+    }
+    let (records, filter, follower) = log.follow(wanted)?;
+    Ok((records, Some((filter, follower))))
+}
+
+/// What comes of an instance from now on.
+fn live_lines(
+    id: InstanceId,
+    process: ProcessName,
+    filter: LineFilter,
+    follower: Follower,
+) -> impl Stream<Item = LogLine> + Send {
+    let state = (follower, filter, process, Texts::default());
+    let live = stream::unfold(state, move |state| async move {
+        let (mut follower, mut filter, process, mut texts) = state;
+        let lines: Vec<_> = match follower.next().await {
+            Ok(record) => {
+                let records = filter.push(LogRecord::clone(&record)).into_iter();
+                let lines = records.flat_map(|record| log_lines(id, &process, &record, &mut texts));
+                lines.collect()
+            }
+            Err(count) => vec![lost_line(id, &process, count, "this reader was too slow")],
+        };
+        Some((stream::iter(lines), (follower, filter, process, texts)))
+    });
+    live.flatten()
 }
 
 /// A record as lines: itself, and before it what was lost, if anything.
@@ -373,7 +401,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::logs::InstanceLog;
 
     const LATE: Timestamp = Timestamp(1_000_000);
 
@@ -412,12 +439,72 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_text_and_a_time_choose_lines_of_the_past_and_of_what_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = StreamLogs::new(Directory::default(), EndedLogs::in_data_dir(dir.path()));
+        let log = Arc::new(InstanceLog::open(&dir.path().join("1")).unwrap());
+        logs.directory
+            .add(InstanceId(1), "web".parse().unwrap(), log.clone());
+        let piece = |seq, text| LogRecord {
+            partial: true,
+            ..record(seq, text, 0)
+        };
+        let before = vec![
+            record(1, "GET /a", 0),
+            record(2, "POST /b", 2),
+            record(3, "GET /c", 0),
+            record(4, "POST /d", 0),
+            piece(5, "GE"),
+        ];
+        log.append(LATE, before).unwrap();
+        let wanted = LogsWanted {
+            instances: vec![InstanceId(1)],
+            tail: 10,
+            since: Some(Timestamp(2)),
+            until: Some(Timestamp(4)),
+            text: None,
+            follow: false,
+            previous: false,
+        };
+        let lost = "2 line(s) were dropped: the node was too slow";
+        let texts: Vec<_> = lines(&logs, &wanted)
+            .await
+            .map(|line| line.text)
+            .collect()
+            .await;
+        assert_eq!(texts, [lost, "POST /b", "GET /c"]);
+
+        // A line that is begun in the past and ends later is found.
+        let follows = LogsWanted {
+            since: None,
+            until: None,
+            text: Some("GET".to_owned()),
+            follow: true,
+            ..wanted
+        };
+        let mut stream = Box::pin(lines(&logs, &follows).await);
+        let after = vec![
+            record(6, "T /e", 0),
+            record(7, "POST /f", 0),
+            record(8, "GET /g", 0),
+        ];
+        log.append(LATE, after).unwrap();
+        let mut texts = Vec::new();
+        while texts.len() < 5 {
+            texts.push(stream.next().await.unwrap().text);
+        }
+        assert_eq!(texts, ["GET /a", lost, "GET /c", "GE", "T /e"]);
+        assert_eq!(stream.next().await.unwrap().text, "GET /g");
+    }
+
+    #[tokio::test]
     async fn the_past_of_two_instances_is_in_order_and_followed_by_what_comes() {
         let dir = tempfile::tempdir().unwrap();
         let logs = StreamLogs::new(Directory::default(), EndedLogs::in_data_dir(dir.path()));
         let mut both = Vec::new();
         for id in [1, 2] {
             let log = Arc::new(InstanceLog::open(&dir.path().join(id.to_string())).unwrap());
+            log.begin_boot(Timestamp(0), "start 1").unwrap();
             logs.directory
                 .add(InstanceId(id), "web".parse().unwrap(), log.clone());
             both.push(log);
@@ -432,17 +519,19 @@ mod tests {
             instances: vec![InstanceId(1), InstanceId(2), InstanceId(9)],
             tail: 10,
             since: None,
+            until: None,
+            text: None,
             follow: true,
             previous: false,
         };
         let mut stream = Box::pin(lines(&logs, &wanted).await);
         both[1].append(LATE, vec![record(4, "e", 0)]).unwrap();
         let mut texts = Vec::new();
-        while texts.len() < 6 {
+        while texts.len() < 8 {
             texts.push(stream.next().await.unwrap().text);
         }
         let lost = "5 line(s) were dropped: the node was too slow";
-        assert_eq!(texts, ["a", "b", lost, "c", "d", "e"]);
+        assert_eq!(texts, ["start 1", "start 1", "a", "b", lost, "c", "d", "e"]);
 
         let ends = LogsWanted {
             follow: false,

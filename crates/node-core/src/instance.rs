@@ -33,7 +33,7 @@
 //!   ```
 //! - A stop has three steps (`StopStep`), and only the last can be of an instance that nobody asked to stop: it ended by
 //!   itself and is not restarted. Draining: a ready instance with ports goes on for a moment, so that
-//!   edges learn the new routes. Asked: the app was told to end. Cleaning: scratch disk, tap and sockets are removed. A stop
+//!   edges learn the new routes, and then as long as edges have connections with it, within its stop timeout. Asked: the app was told to end. Cleaning: scratch disk, tap and sockets are removed. A stop
 //!   from created, preparing, booting, backoff or failed begins with cleaning; from running, without ports or not
 //!   ready, with asked.
 //! - After a restart of the agent each instance gets one event. [`Event::Adopted`] (its VM runs): created and preparing
@@ -105,9 +105,11 @@ pub const BOOT_TIMEOUT_MS: u64 = 60_000;
 /// How long a boot may take at most, whatever the machine's load, in milliseconds: from its start, or from the last time that the
 /// guest said how far it is.
 pub const BOOT_LIMIT_MS: u64 = 600_000;
-/// How long a ready instance with ports goes on after its stop was asked, in milliseconds, so that
-/// edges learn the new routes and end their requests.
+/// How long a ready instance with ports goes on at least after its stop was asked, in milliseconds, so that
+/// edges learn the new routes.
 pub const DRAIN_MS: u64 = 2_000;
+/// How often a draining instance is looked at for connections that edges still have with it, in milliseconds.
+pub const DRAIN_LOOK_MS: u64 = 500;
 /// How much longer than the stop timeout the guest may take to report the end, in milliseconds.
 pub const STOP_MARGIN_MS: u64 = 5_000;
 
@@ -118,7 +120,7 @@ pub struct Timing {
     pub hello_timeout_ms: u64,
     /// The boot watchdog from there until the app runs, in milliseconds.
     pub boot_timeout_ms: u64,
-    /// How long a ready instance with ports drains, in milliseconds.
+    /// How long a ready instance with ports drains at least, in milliseconds.
     pub drain_ms: u64,
 }
 
@@ -190,8 +192,11 @@ pub enum Event {
     BackoffElapsed,
     /// It is not wanted any more.
     StopAsked,
-    /// The time to drain is over.
-    DrainElapsed,
+    /// Edges know the new routes, or it is time to look again.
+    DrainElapsed {
+        /// How many connections of edges with the instance are open. 0 also where nobody can say.
+        connections: u32,
+    },
     /// The app did not end in time.
     StopTimeout,
     /// [`Effect::CleanUp`] was carried out.
@@ -354,9 +359,14 @@ impl Rules {
 /// How far a stop is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StopStep {
-    /// It was asked to stop, and edges learn the new routes.
+    /// It was asked to stop. Edges learn the new routes, then what they began with it comes to its end.
     Draining {
+        /// When it is looked at.
         until: Timestamp,
+        /// When it is asked to end whoever is connected.
+        limit: Timestamp,
+        /// How many connections of edges were open when it was looked at last.
+        connections: u32,
         started_at: Timestamp,
     },
     /// The app was asked to end.
@@ -491,7 +501,9 @@ impl Lifecycle {
             } => Some((*until, Event::Settled)),
             State::Backoff { until } => Some((*until, Event::BackoffElapsed)),
             State::Stopping(step) => match step {
-                StopStep::Draining { until, .. } => Some((*until, Event::DrainElapsed)),
+                StopStep::Draining { until, .. } => {
+                    Some((*until, Event::DrainElapsed { connections: 0 }))
+                }
                 StopStep::Asked { until, .. } => Some((*until, Event::StopTimeout)),
                 StopStep::Cleaning { .. } => None,
             },
@@ -560,7 +572,13 @@ impl Lifecycle {
             State::Booting { .. } => format!("boot {}", self.progress.boots_in_row + 1),
             State::Running { readiness, .. } => readiness_detail(readiness),
             State::Stopping(step) => match step {
-                StopStep::Draining { .. } => "draining".to_owned(),
+                StopStep::Draining { connections: 0, .. } => "draining".to_owned(),
+                StopStep::Draining { connections: 1, .. } => {
+                    "draining: a connection of an edge is open".to_owned()
+                }
+                StopStep::Draining { connections, .. } => {
+                    format!("draining: {connections} connections of edges are open")
+                }
                 StopStep::Asked { .. } => "asked to stop".to_owned(),
                 StopStep::Cleaning { .. } => "cleaning up".to_owned(),
             },

@@ -56,6 +56,11 @@ pub const MAX_PRIVATE_NETWORKS: usize = 256;
 
 /// An IPv4 network in the notation of RFC 4632: its first address and how many bits of that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(extend("pattern" = "^([0-9]{1,3}\\.){3}[0-9]{1,3}/[0-9]{1,2}$"))
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct Ipv4Network {
     address: Ipv4Addr,
@@ -193,6 +198,7 @@ pub enum PrivateNetworkRefused {
 
 /// The private networks that instances of egress `all` reach. All of [`PRIVATE`] unless somebody sets others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct PrivateNetworks(pub BTreeSet<Ipv4Network>);
 

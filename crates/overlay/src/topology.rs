@@ -43,6 +43,7 @@ pub const LARGE_REGION: usize = 100;
 
 /// How the members of a cluster reach one another.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Every member is every other's peer: O(n²) peers in all.
@@ -58,6 +59,7 @@ pub enum Mode {
 
 /// Whether a member may be a hub.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum HubRole {
     /// Where its region needs one: those with the lowest numbers first.

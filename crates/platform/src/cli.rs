@@ -7,8 +7,8 @@ use clap::builder::styling::{AnsiColor, Style};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    completions, deploy, destroy, dev, doctor, edge, edges, envs, events, exec, fmt, forward,
-    image, images, login, logs, manual, network, node, nodes, normalize, orgs, plan, ps,
+    certificates, completions, deploy, destroy, dev, doctor, edge, edges, envs, events, exec, fmt,
+    forward, image, images, login, logs, manual, network, node, nodes, normalize, orgs, plan, ps,
     registries, releases, resolver, run, scale, schema, secrets, server, signal, tokens, top,
     users, validate, volumes, why, wireguard,
 };
@@ -91,6 +91,7 @@ pub(crate) enum Command {
     Network(network::Arguments),
     Images(images::Arguments),
     Registries(registries::Arguments),
+    Certificates(certificates::Arguments),
     #[command(subcommand)]
     Tokens(tokens::Command),
     Users(users::Arguments),
@@ -143,6 +144,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Network(arguments) => asynchronous(network::run(arguments)),
         Command::Images(arguments) => asynchronous(images::run(arguments)),
         Command::Registries(arguments) => asynchronous(registries::run(arguments)),
+        Command::Certificates(arguments) => asynchronous(certificates::run(arguments)),
         Command::Nodes(arguments) => asynchronous(nodes::run(arguments)),
         Command::Edges(arguments) => asynchronous(edges::run(arguments)),
         Command::Tokens(command) => asynchronous(tokens::run(command)),

@@ -1,5 +1,6 @@
 //! The commands, a module each: its arguments with their help, and what it does.
 
+pub(crate) mod certificates;
 pub(crate) mod completions;
 pub(crate) mod deploy;
 pub(crate) mod destroy;

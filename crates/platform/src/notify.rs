@@ -21,8 +21,23 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 const FIRST: i32 = 3;
 /// Most sockets that are looked at.
 const MOST: i32 = 16;
-/// The name under which the listener is kept.
-const NAME: &str = "listener";
+/// A listening socket of a role, by the name under which it is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kept {
+    /// For plain HTTP.
+    Http,
+    /// For HTTPS.
+    Https,
+}
+
+impl Kept {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Http => "listener",
+            Self::Https => "listener-tls",
+        }
+    }
+}
 
 /// The role does its work.
 pub(crate) fn ready() {
@@ -30,7 +45,7 @@ pub(crate) fn ready() {
 }
 
 /// The socket that the process before this one had kept, if it listens on this address. Others are not kept any longer.
-pub(crate) fn kept_listener(address: SocketAddr) -> Option<TcpListener> {
+pub(crate) fn kept_listener(kept: Kept, address: SocketAddr) -> Option<TcpListener> {
     let number = |name| std::env::var(name).ok()?.parse::<i32>().ok();
     if number("LISTEN_PID")? != getpid().as_raw_nonzero().get() {
         return None;
@@ -41,9 +56,14 @@ pub(crate) fn kept_listener(address: SocketAddr) -> Option<TcpListener> {
         (listener.local_addr().ok()? == address).then_some(listener)
     });
     if found.is_none() && count > 0 {
-        notify(&format!("FDSTOREREMOVE=1\nFDNAME={NAME}"), &[]);
+        stop_keeping(kept);
     }
     found
+}
+
+/// Has systemd keep that socket no longer.
+pub(crate) fn stop_keeping(kept: Kept) {
+    notify(&format!("FDSTOREREMOVE=1\nFDNAME={}", kept.name()), &[]);
 }
 
 /// A copy of a socket by the number of its descriptor.
@@ -56,8 +76,9 @@ fn listener_at(number: i32) -> io::Result<TcpListener> {
 }
 
 /// Has systemd keep a listening socket for the next process of this unit.
-pub(crate) fn keep_listener(listener: impl AsFd) {
-    notify(&format!("FDSTORE=1\nFDNAME={NAME}"), &[listener.as_fd()]);
+pub(crate) fn keep_listener(kept: Kept, listener: impl AsFd) {
+    let message = format!("FDSTORE=1\nFDNAME={}", kept.name());
+    notify(&message, &[listener.as_fd()]);
 }
 
 fn notify(message: &str, sockets: &[BorrowedFd<'_>]) {

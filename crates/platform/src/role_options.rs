@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use blocking_work::blocking;
+use edge_proxy::ProxyNetwork;
 use membership::UnderlayOptions;
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
@@ -170,11 +171,23 @@ impl KeptOptions for KeptNodeOptions {
 pub(crate) struct KeptEdgeOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) listen: Option<SocketAddr>,
+    /// At which ports TCP routes may have it listen, as `--tcp-ports` says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tcp_ports: Option<String>,
+    /// Where it listens for HTTPS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) listen_tls: Option<SocketAddr>,
     #[serde(default, skip_serializing_if = "KeptUnderlay::is_empty")]
     pub(crate) underlay: KeptUnderlay,
     /// Where it tells metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) metrics_listen: Option<SocketAddr>,
+    /// Proxies in front of it that are believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) trusted_proxies: Vec<ProxyNetwork>,
+    /// Where its access log goes; `-`: standard output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) access_log: Option<PathBuf>,
 }
 
 impl StateFormat for KeptEdgeOptions {
@@ -185,8 +198,16 @@ impl KeptOptions for KeptEdgeOptions {
     fn or(self, kept: Self) -> Self {
         Self {
             listen: self.listen.or(kept.listen),
+            tcp_ports: self.tcp_ports.or(kept.tcp_ports),
+            listen_tls: self.listen_tls.or(kept.listen_tls),
             underlay: self.underlay.or(kept.underlay),
             metrics_listen: self.metrics_listen.or(kept.metrics_listen),
+            trusted_proxies: if self.trusted_proxies.is_empty() {
+                kept.trusted_proxies
+            } else {
+                self.trusted_proxies
+            },
+            access_log: self.access_log.or(kept.access_log),
         }
     }
 }

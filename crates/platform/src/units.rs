@@ -25,6 +25,21 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "write a number and a unit: `30s`, `15m`, `2h`".to_owned())
 }
 
+/// A time: so long ago (`10m`), or one of RFC 3339 (`2026-11-30T08:00:00Z`).
+pub(crate) fn parse_moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(ago) = parse_duration(text) {
+        let millis = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+        return Ok(Timestamp(now().0.saturating_sub(millis)));
+    }
+    let at = text.parse::<jiff::Timestamp>().ok();
+    at.and_then(|at| u64::try_from(at.as_millisecond()).ok())
+        .map(Timestamp)
+        .ok_or_else(|| {
+            "write how long ago (`30s`, `15m`, `2h`), or a time such as `2026-11-30T08:00:00Z`"
+                .to_owned()
+        })
+}
+
 /// A size such as `2GiB`, in bytes.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     parse(text, &SIZES).ok_or_else(|| "write a number and a unit: `512MiB`, `2GiB`".to_owned())
@@ -101,6 +116,19 @@ mod tests {
             "9999999999999d",
         ] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_so_long_ago_or_a_time() {
+        let before = now();
+        let ago = parse_moment("10m").map(|at| before.millis_since(at));
+        assert!(ago.is_ok_and(|ago| (590_000..=600_000).contains(&ago)));
+        let at = Timestamp(1_700_000_000_123);
+        assert_eq!(parse_moment("2023-11-14T22:13:20.123Z"), Ok(at));
+        assert_eq!(parse_moment("2023-11-14T23:13:20.123+01:00"), Ok(at));
+        for wrong in ["", "yesterday", "2023-11-14", "1969-12-31T23:59:59Z", "-5m"] {
+            assert!(parse_moment(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -217,6 +217,14 @@ pub(crate) fn quarantined(
     of_env(event, cluster, env)
 }
 
+/// The cluster was logged in to a registry, `as ann` or `by a token`, or out of it.
+pub(crate) fn registry(origin: &Origin, registry: &str, login: Option<&str>) -> Event {
+    match login {
+        Some(login) => origin.event(EventKind::RegistryLoggedIn, format!("{registry} {login}")),
+        None => origin.event(EventKind::RegistryLoggedOut, registry),
+    }
+}
+
 /// A node reports again.
 pub(crate) fn online(at: Timestamp, cluster: &ClusterState, node: NodeId) -> Event {
     let by = Actor::Node(node);

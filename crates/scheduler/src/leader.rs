@@ -161,11 +161,17 @@ impl Leader {
         true
     }
 
-    /// Adds an event that comes without a record that changed.
-    fn record_event(&mut self, event: Event) {
+    /// Adds an event that comes without a record of the cluster state that changed.
+    pub fn record_event(&mut self, event: Event) {
         let mut changes = Changes::default();
         self.working.event_log.add(vec![event], &mut changes);
         self.pending.then(changes);
+    }
+
+    /// The cluster was logged in to a registry, `as ann` or `by a token`, or out of it. The login itself is no part of the cluster state: who keeps it says so here when it is
+    /// kept.
+    pub fn registry_changed(&mut self, origin: &Origin, registry: &str, login: Option<&str>) {
+        self.record_event(events::registry(origin, registry, login));
     }
 
     /// This leader begins to lead, in this term.

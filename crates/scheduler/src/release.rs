@@ -4,7 +4,7 @@ use model::instance::{
     AttachedVolume, HealthCheck, InstanceSpec, Probe, RestartPolicy, RestartWhen, Runs,
     SecretVersion, Volume,
 };
-use model::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
+use model::{EnvKey, InstanceId, ProcessName, ReleaseNumber, route_name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
@@ -359,7 +359,9 @@ fn with_host(mut check: HealthCheck, manifest: &Manifest, name: &ProcessName) ->
     } = &mut check.probe
     {
         let routes = manifest.routes.iter();
-        let mine = routes.filter(|(_, target)| target.process == *name);
+        let mine = routes.filter(|(route, target)| {
+            target.process == *name && route_name::tcp_port(route).is_none()
+        });
         let first = mine.min_by_key(|(_, target)| target.port != *port);
         *host = first.map(|(host, _)| host.clone());
     }

@@ -117,6 +117,11 @@ impl RouteIndex {
         self.hosts.is_empty()
     }
 
+    /// Whether a host leads anywhere.
+    pub fn contains(&self, host: &str) -> bool {
+        self.hosts.contains_key(host)
+    }
+
     /// The envs that have a host.
     pub fn envs(&self) -> impl Iterator<Item = &EnvKey> {
         self.of_env.keys()

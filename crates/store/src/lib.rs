@@ -19,6 +19,7 @@
 
 mod access;
 mod backup;
+mod certificates;
 mod database;
 mod error;
 mod events;
@@ -38,6 +39,7 @@ mod transfer;
 mod write;
 
 pub use backup::{SKIPPED_NETWORKS, SKIPPED_NUMBERS};
+pub use certificates::StoredCertificate;
 pub use database::READERS;
 pub use error::StoreError;
 pub use events::EventFilter;

@@ -322,8 +322,8 @@ async fn a_server_of_an_older_version_follows_and_never_leads() {
     let mut db = PgConnection::connect(&place.url()).await.unwrap();
     // As a server of a version before this one left it: without the last migration.
     for sql in [
-        "ALTER TABLE nodes DROP COLUMN org",
-        "ALTER TABLE enrollment_tokens DROP COLUMN org",
+        "DROP TABLE certificates",
+        "DROP TABLE ingress_keys",
         "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)",
     ] {
         sqlx::query(sql).execute(&mut db).await.unwrap();

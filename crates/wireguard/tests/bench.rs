@@ -1,6 +1,7 @@
 //! The data path beside wireguard-go's, in the same run (`make bench`): a pair of network namespaces, one core for both ends.
 //!
-//! `WIREGUARD_GO_CURRENT` names a wireguard-go that is newer than Debian's; without it that row is missing.
+//! `WIREGUARD_GO_CURRENT` names a wireguard-go that is newer than Debian's, `BORINGTUN` a `boringtun-cli` (`cargo install boringtun-cli`); without one its
+//! row is missing.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "what is measured is printed")]
 
@@ -59,7 +60,8 @@ impl Pair {
         Self { children }
     }
 
-    fn wireguard_go(program: &str) -> Self {
+    /// Processes of another program that takes the options of wireguard-go and is told its settings by `wg`.
+    fn by_wg(program: &str) -> Self {
         let start = |machine: &str, number: u8, peer: u8| {
             // Each has a folder of control sockets of its own: both have the name wg0.
             let inside_of =
@@ -68,6 +70,7 @@ impl Pair {
                 .args(["netns", "exec", machine, "unshare", "--mount"])
                 .args(["sh", "-c", inside_of, program])
                 .env("WG_PROCESS_FOREGROUND", "1")
+                .env("WG_SUDO", "1")
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
@@ -79,7 +82,7 @@ impl Pair {
                 key_pair(peer).1,
                 inside(peer).0.address
             );
-            eventually("wireguard-go is set", || {
+            eventually("its interface is set", || {
                 let set = Command::new("sh")
                     .args(["-c", &line])
                     .stderr(Stdio::null())
@@ -244,15 +247,17 @@ fn the_data_path_beside_wireguard_go() {
     }
     println!("interface                 Gbit/s  CPU s/Gbit  round trip us  MiB");
     let current = std::env::var("WIREGUARD_GO_CURRENT").ok();
-    let kinds: [(&str, &dyn Fn() -> Option<Pair>); 4] = [
+    let boringtun = std::env::var("BORINGTUN").ok();
+    let kinds: [(&str, &dyn Fn() -> Option<Pair>); 5] = [
         ("ours", &|| Some(Pair::ours(true))),
         ("ours, no offloads", &|| Some(Pair::ours(false))),
         ("wireguard-go of Debian", &|| {
-            Some(Pair::wireguard_go("wireguard-go"))
+            Some(Pair::by_wg("wireguard-go"))
         }),
         ("wireguard-go, current", &|| {
-            current.as_deref().map(Pair::wireguard_go)
+            current.as_deref().map(Pair::by_wg)
         }),
+        ("boringtun", &|| boringtun.as_deref().map(Pair::by_wg)),
     ];
     for (name, start) in kinds {
         let Some(pair) = start() else { continue };

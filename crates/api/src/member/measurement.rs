@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::{NodeId, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::MAX_REPORTED_LINKS;
@@ -14,6 +15,15 @@ pub const MAX_RELAYED: usize = 64;
 pub const MAX_MEASUREMENT_MS: u64 = 60_000;
 /// Longest text of a member in a [`Measurement`], in bytes: the release of its kernel, the name of a link.
 pub const MAX_MEASUREMENT_TEXT: usize = 128;
+/// Largest packet of IPv6, in bytes, of which a [`Measurement`] says that it passed (RFC 8200, 3).
+const MAX_PACKET: u32 = 40 + u16::MAX as u32;
+/// The least MTU of a network, in bytes, that a [`Measurement`] may name (RFC 791, 3.2).
+const MIN_UNDERLAY_MTU: u32 = 68;
+/// Most echoes that a member asks one other for in a run.
+const MAX_ECHOES: u32 = 10_000;
+/// The greatest age of a handshake that a [`Measurement`] tells, in seconds: WireGuard makes a new one every two minutes where anything is sent, and an
+/// interface lives as long as its machine.
+const MAX_HANDSHAKE_AGE: u64 = 10 * 365 * 86_400;
 
 /// What a member is to measure. It is in [`super::MemberState`] until the member has answered it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,15 +73,24 @@ impl Measurement {
         self.links.len() <= MAX_REPORTED_LINKS && self.relayed.len() <= MAX_RELAYED
     }
 
-    /// The same with each text cut to [`MAX_MEASUREMENT_TEXT`], and four times that for the failure.
+    /// The same with each text cut to [`MAX_MEASUREMENT_TEXT`], and four times that for the failure; and without numbers that nobody can have measured.
     #[must_use]
     pub fn bounded(mut self) -> Self {
         cut(&mut self.kernel, MAX_MEASUREMENT_TEXT);
         if let Some(failure) = &mut self.failure {
             cut(failure, 4 * MAX_MEASUREMENT_TEXT);
         }
+        for echoes in self.relayed.values_mut() {
+            *echoes = echoes.bounded();
+        }
         for link in self.links.values_mut() {
+            link.echoes = link.echoes.bounded();
+            link.mtu = link.mtu.filter(|size| *size <= MAX_PACKET);
+            let age = link.handshake_age_seconds;
+            link.handshake_age_seconds = age.filter(|age| *age <= MAX_HANDSHAKE_AGE);
             if let Some(underlay) = &mut link.underlay {
+                let sizes = MIN_UNDERLAY_MTU..=MAX_PACKET;
+                underlay.mtu = underlay.mtu.filter(|size| sizes.contains(size));
                 cut(&mut underlay.interface, MAX_MEASUREMENT_TEXT);
                 cut(&mut underlay.kind, MAX_MEASUREMENT_TEXT);
             }
@@ -86,7 +105,7 @@ fn cut(text: &mut String, bytes: usize) {
 }
 
 /// Who carries a member's packets, and what the kernel does for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Carrier {
     /// The kernel's WireGuard. Else a process of its own, `platform wireguard`.
     pub is_kernel: bool,
@@ -96,7 +115,7 @@ pub struct Carrier {
 }
 
 /// Echoes that were asked for in the tunnel.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Echoes {
     /// How many were sent.
     pub sent: u32,
@@ -107,8 +126,21 @@ pub struct Echoes {
     pub fastest_us: Option<u64>,
 }
 
+impl Echoes {
+    /// The same within what a run can have: not more come back than were sent, and none later than the run's end.
+    fn bounded(self) -> Self {
+        let sent = self.sent.min(MAX_ECHOES);
+        let most = MAX_MEASUREMENT_MS * 1000;
+        Self {
+            sent,
+            answered: self.answered.min(sent),
+            fastest_us: self.fastest_us.filter(|fastest| *fastest <= most),
+        }
+    }
+}
+
 /// What a member measured of the link to one peer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LinkMeasurement {
     /// Where the peer was last seen, or is recorded. Absent: nowhere; it has to call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,7 +168,7 @@ pub struct LinkMeasurement {
 }
 
 /// Whether what TCP sends to a peer and back arrives as it was sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Segments {
     /// One segment after the other, so that the kernel has nothing to cut or to join (GSO and GRO are off).
     pub single: bool,
@@ -145,7 +177,7 @@ pub struct Segments {
 }
 
 /// The way to a peer's endpoint outside of the tunnel.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UnderlayPath {
     /// Its MTU, in bytes, as far as routers on the way say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +192,43 @@ pub struct UnderlayPath {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_nobody_can_have_measured_are_dropped() {
+        let echoes = Echoes {
+            sent: 1,
+            answered: u32::MAX,
+            fastest_us: Some(u64::MAX),
+        };
+        let underlay = |mtu| UnderlayPath {
+            mtu: Some(mtu),
+            ..UnderlayPath::default()
+        };
+        let link = |mtu| LinkMeasurement {
+            handshake_age_seconds: Some(u64::MAX),
+            echoes,
+            mtu: Some(u32::MAX),
+            underlay: Some(underlay(mtu)),
+            ..LinkMeasurement::default()
+        };
+        let said = Measurement {
+            links: [(NodeId(1), link(0)), (NodeId(2), link(u32::MAX))].into(),
+            relayed: [(NodeId(3), echoes)].into(),
+            ..Measurement::default()
+        };
+        let bounded = said.bounded();
+        let expected = Echoes {
+            sent: 1,
+            answered: 1,
+            fastest_us: None,
+        };
+        assert_eq!(bounded.relayed[&NodeId(3)], expected);
+        for link in bounded.links.values() {
+            assert_eq!(link.echoes, expected);
+            assert_eq!((link.mtu, link.handshake_age_seconds), (None, None));
+            assert_eq!(link.underlay, Some(UnderlayPath::default()));
+        }
+    }
 
     #[test]
     fn texts_of_a_member_are_cut_where_characters_end() {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use model::NodeId;
 use overlay::address_plan::CLUSTER_PREFIX_BITS;
 use overlay::private_networks::PrivateNetworks;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The UDP port of a member's WireGuard where nobody chose another.
@@ -144,7 +145,7 @@ pub struct OverlayReport {
 }
 
 /// What a member knows of the link to one of its peers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LinkReport {
     /// Seconds since the last handshake. Absent: there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

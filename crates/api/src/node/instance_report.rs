@@ -2,6 +2,7 @@
 
 use model::instance::{ExitEvent, InstanceState};
 use model::{InstanceId, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Lines in [`InstanceReport::log_tail`].
@@ -12,7 +13,7 @@ pub const MAX_LOG_TAIL: usize = 20;
 /// In JSON the state is three fields: `state`, its word; `ready`, which is true of a running instance at most; and
 /// `started_at`, which a running instance has. Members of protocol version 2 wrote and read them so before the state
 /// was one value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "InstanceReportJson", into = "InstanceReportJson")]
 pub struct InstanceReport {
     /// The instance.
@@ -39,7 +40,7 @@ pub struct InstanceReport {
 }
 
 /// What an instance holds of its node, by its spec.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceHolds {
     /// CPU, in thousandths of a core.
     pub cpu_millis: u64,
@@ -68,7 +69,7 @@ impl InstanceReport {
 }
 
 /// A report as it travels, as the store keeps it and as users read it.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 struct InstanceReportJson {
     id: InstanceId,
     state: StateWord,
@@ -93,7 +94,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 /// The word of a state.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum StateWord {
     Created,

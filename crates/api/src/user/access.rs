@@ -5,10 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use model::{AppName, OrgName, Timestamp, UserName};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a user may do, in the whole cluster or in one org. Each may what those before it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Sees everything there is, logs too, and changes nothing.
@@ -53,7 +56,7 @@ impl FromStr for Role {
 }
 
 /// The roles of a user. A role in the cluster is one in every org too.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Grants {
     /// In the whole cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,7 +99,7 @@ impl Grants {
 }
 
 /// An org, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OrgRow {
     /// Its name.
     pub name: OrgName,
@@ -107,7 +110,7 @@ pub struct OrgRow {
 }
 
 /// An app and whose it is, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AppRow {
     /// Its name, which no other app of the cluster has.
     pub name: AppName,
@@ -118,7 +121,7 @@ pub struct AppRow {
 }
 
 /// A user, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UserRow {
     /// The name.
     pub name: UserName,
@@ -131,7 +134,7 @@ pub struct UserRow {
 }
 
 /// Makes an org.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateOrgRequest {
     /// Its name.
@@ -139,7 +142,7 @@ pub struct CreateOrgRequest {
 }
 
 /// Moves an app to another org, with all its envs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MoveAppRequest {
     /// The org.
@@ -147,7 +150,7 @@ pub struct MoveAppRequest {
 }
 
 /// Gives a user a role, or takes it. A user that is not there yet is made with the first one, and is gone with the last.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GrantRequest {
     /// Where. Absent: in the whole cluster.
@@ -166,7 +169,7 @@ pub const MAX_TOKENS_OF_A_USER: usize = 100;
 pub const MAX_USER_TOKEN_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
 
 /// Asks for a token that lets a user in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateUserTokenRequest {
     /// The user. Absent: the caller.
@@ -187,7 +190,7 @@ pub struct CreateUserTokenRequest {
 }
 
 /// A user's token; this is the only time it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateUserTokenResponse {
     /// The token.
     pub token: String,
@@ -200,7 +203,7 @@ pub struct CreateUserTokenResponse {
 }
 
 /// A user's token, for people; its secret is never shown again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UserTokenRow {
     /// By what it is revoked.
     pub id: String,
@@ -223,7 +226,7 @@ pub struct UserTokenRow {
 }
 
 /// Who the caller is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WhoAmI {
     /// The user.
     pub user: UserName,

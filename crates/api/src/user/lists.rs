@@ -4,6 +4,7 @@
 //! `rel="next"` (RFC 8288). Pages are no snapshot: what comes or goes meanwhile may be missed, and nothing is told twice.
 
 use model::{AppName, EnvName, LabelKey, LabelValue, NodeId, ProcessName};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Rows of a page, where the caller does not say.
@@ -41,7 +42,7 @@ paged!(InstancesQuery, EnvsQuery, NodesQuery, VolumesQuery);
 
 /// The query of [`crate::paths::INSTANCES`] and [`crate::paths::ENDED_INSTANCES`]; of ended instances, `ready` says nothing. What is absent
 /// keeps every row.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InstancesQuery {
     /// Of this app.
@@ -68,7 +69,7 @@ pub struct InstancesQuery {
 }
 
 /// The query of [`crate::paths::ENVS`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EnvsQuery {
     /// Of this app.
@@ -86,7 +87,7 @@ pub struct EnvsQuery {
 }
 
 /// The query of [`crate::paths::NODES`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodesQuery {
     /// In this region.
@@ -110,7 +111,7 @@ pub struct NodesQuery {
 }
 
 /// The query of [`crate::paths::VOLUMES`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VolumesQuery {
     /// Of this app.

@@ -6,13 +6,14 @@ use std::net::{Ipv6Addr, SocketAddr};
 use model::NodeId;
 use overlay::private_networks::PrivateNetworks;
 use overlay::topology::{HubRole, Mode};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::enrollment::Member;
 use crate::member::LinkReport;
 
 /// The answer of [`paths::NETWORK`](crate::paths::NETWORK).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkStatus {
     /// The cluster's /48, as its first address.
     pub prefix: Ipv6Addr,
@@ -31,7 +32,7 @@ pub struct NetworkStatus {
 }
 
 /// One member of the overlay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkMember {
     /// The member.
     pub member: Member,
@@ -68,7 +69,7 @@ pub struct NetworkMember {
 }
 
 /// What is not as it should be, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkWarning {
     /// What.
     pub message: String,
@@ -77,7 +78,7 @@ pub struct NetworkWarning {
 }
 
 /// The body of PATCH [`paths::NETWORK`](crate::paths::NETWORK): what is absent stays as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkSettingsRequest {
     /// How members reach one another.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::NodeId;
 use overlay::topology::Mode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::enrollment::Member;
@@ -13,7 +14,7 @@ use crate::member::{Carrier, Echoes, LinkMeasurement};
 pub const MAX_DOCTOR_MEMBERS: usize = 1024;
 
 /// The body of POST [`paths::NETWORK_DOCTOR`](crate::paths::NETWORK_DOCTOR).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DoctorRequest {
     /// The members whose links are measured, from both ends: ids or names. Empty: all. At most [`MAX_DOCTOR_MEMBERS`].
@@ -22,7 +23,7 @@ pub struct DoctorRequest {
 }
 
 /// What was measured, and what is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkDiagnosis {
     /// How members reach one another.
     pub mode: Mode,
@@ -45,7 +46,7 @@ impl NetworkDiagnosis {
 }
 
 /// One member, and what it measured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiagnosedMember {
     /// The member.
     pub member: Member,
@@ -76,7 +77,7 @@ pub struct DiagnosedMember {
 }
 
 /// Whether a member measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MeasurementState {
     /// It did.
@@ -92,7 +93,9 @@ pub enum MeasurementState {
 }
 
 /// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingSeverity {
     /// Packets are lost, or members do not reach each other.
@@ -104,7 +107,7 @@ pub enum FindingSeverity {
 }
 
 /// What is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkFinding {
     /// Stable, for programs: `no_answer`, `mtu_too_large`.
     pub code: String,

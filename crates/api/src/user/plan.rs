@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use model::{Digest, InstanceId, NodeId, ProcessName, ReleaseNumber};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use super::RolloutPhase;
 use crate::ApiError;
 
 /// What a deploy would do now. Nothing of it is done.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlanResponse {
     /// The release whose instances are wanted now; absent: there is none.
     pub current: Option<ReleaseNumber>,
@@ -41,7 +42,7 @@ pub struct PlanResponse {
 }
 
 /// One value of a manifest that is another than before.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ManifestChange {
     /// Where: `processes.web.scaling.min`.
     pub path: String,
@@ -54,7 +55,7 @@ pub struct ManifestChange {
 }
 
 /// What becomes of a process type.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedProcess {
     /// The process type.
     pub process: ProcessName,
@@ -69,7 +70,7 @@ pub struct PlannedProcess {
 }
 
 /// A node that a new instance would go to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedPlace {
     /// The node.
     pub node: NodeId,

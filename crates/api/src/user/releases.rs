@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use model::{Digest, ReleaseNumber, Timestamp, UserName};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::RolloutPhase;
 
 /// A release, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseRow {
     /// Its number.
     pub number: ReleaseNumber,
@@ -33,7 +34,7 @@ pub struct ReleaseRow {
 }
 
 /// Asks for a release that is the same as an older one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
     /// The older one. Absent: the newest before the one that is wanted, among those that were rolled out wholly.

@@ -1,6 +1,7 @@
 //! Commands that a user runs in an instance of their own (`platform run`).
 
 use model::{InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How long a command may run where its user names no time, in milliseconds: a day.
@@ -9,7 +10,7 @@ pub const DEFAULT_COMMAND_LIFETIME_MS: u64 = 24 * 60 * 60 * 1000;
 pub const MAX_COMMAND_LIFETIME_MS: u64 = 7 * DEFAULT_COMMAND_LIFETIME_MS;
 
 /// Asks for a command in an instance of its own, of the release that is wanted in its env.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunRequest {
     /// Of which process type it has image, variables, secrets, user and resources. Absent: `web`, else the only one.
@@ -27,7 +28,7 @@ pub struct RunRequest {
 }
 
 /// The instance that was made for a command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RunResponse {
     /// The instance.
     pub instance: InstanceId,
@@ -44,7 +45,7 @@ pub struct RunResponse {
 }
 
 /// The query of [`paths::ATTACH`](crate::paths::ATTACH).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttachQuery {
     /// Rows of the user's terminal; with `columns`, or neither: then it runs on pipes.

@@ -3,20 +3,19 @@
 use api::user::{
     AppRow, CreateOrgRequest, CreateUserTokenRequest, CreateUserTokenResponse, GrantRequest,
     Grants, MAX_TOKEN_NOTE_BYTES, MAX_USER_TOKEN_SECONDS, MoveAppRequest, OrgRow, Role, UserRow,
-    UserTokenRow, WhoAmI,
+    UserTokenRow, UserTokensQuery, WhoAmI,
 };
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use identity::UserToken as NewToken;
 use model::{AppName, EnvKey, OrgName, Timestamp, UserName};
 use scheduler::access::{Access, AccessCommand, AccessRefused, UserRecord, UserToken};
 use scheduler::apply::{Command, check_app_is_empty, check_org_has_no_nodes};
 use scheduler::cluster_state::{ClusterState, TokenHash};
-use serde::Deserialize;
 
 use super::enrolling::token_id;
-use super::extract::{Body, Params};
+use super::extract::{Body, Params, Path};
 use crate::access::{Anyone, ClusterAdmin, User, no_such_org};
 use crate::clock::now;
 use crate::failure::ApiFailure;
@@ -260,19 +259,11 @@ pub(crate) async fn remove_user(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The query of [`tokens`].
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TokensOf {
-    /// Only this user's. Absent: all that the caller sees.
-    user: Option<UserName>,
-}
-
 /// The tokens that the caller sees, those that have expired too.
 pub(crate) async fn tokens(
     State(app): State<App>,
     Anyone(user): Anyone,
-    Params(TokensOf { user: of }): Params<TokensOf>,
+    Params(UserTokensQuery { user: of }): Params<UserTokensQuery>,
 ) -> Json<Vec<UserTokenRow>> {
     let cluster = app.cluster();
     let access = &cluster.access;

@@ -2,6 +2,7 @@
 //! joins the stream that the node opens to the user's.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +12,12 @@ use api::forward::FORWARD_PROTOCOL;
 use api::node::StreamWanted;
 use api::node::{ExecWanted, InstanceStats, SignalAnswer};
 use api::user::{
-    AttachQuery, ExecQuery, MAX_EXEC_COMMAND_BYTES, Role, SignalRequest, StatsRow, is_terminal_type,
+    AttachQuery, ExecQuery, MAX_EXEC_COMMAND_BYTES, Role, SignalRequest, StatsQuery, StatsRow,
+    is_terminal_type,
 };
 use axum::Json;
 use axum::body::Body as HttpBody;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::{FromRequestParts, State};
 use axum::response::Response;
 use futures_util::future::join_all;
 use http::header::{CONNECTION, UPGRADE};
@@ -28,8 +30,8 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncWriteExt as _, copy, split};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::extract::{Body, Params};
-use super::lists::Filter;
+use super::extract::{Body, Params, Path};
+use super::lists::instances_of;
 use crate::access::{Anyone, User};
 use crate::failure::ApiFailure;
 use crate::limits::{
@@ -176,12 +178,10 @@ async fn begin_exec(
 pub(crate) async fn forward(
     State(app): State<App>,
     Anyone(user): Anyone,
-    Path((instance, port)): Path<(InstanceId, u16)>,
+    Path((instance, port)): Path<(InstanceId, NonZeroU16)>,
     upgrade: Upgrade,
 ) -> Result<Response, ApiFailure> {
-    if port == 0 {
-        return Err(ApiFailure::bad_request("ports are from 1 to 65535"));
-    }
+    let port = port.get();
     let connection = upgrade.to(FORWARD_PROTOCOL)?;
     let slot = Arc::clone(&app.forwards).try_acquire_owned().map_err(|_| {
         let text = format!("{MAX_FORWARDS} connections are forwarded already");
@@ -275,10 +275,10 @@ pub(crate) async fn signal(
 pub(crate) async fn stats(
     State(app): State<App>,
     Anyone(user): Anyone,
-    Params(filter): Params<Filter>,
+    Params(query): Params<StatsQuery>,
 ) -> Result<Json<Vec<StatsRow>>, ApiFailure> {
     let cluster = app.cluster();
-    let instances = filter.instances(&cluster, &user).into_iter();
+    let instances = instances_of(&query, &cluster, &user).into_iter();
     let mut rows: BTreeMap<InstanceId, StatsRow> = instances
         .map(|(_, instance)| {
             let row = StatsRow {

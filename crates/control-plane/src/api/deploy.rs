@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::user::{DeployRequest, DeployResponse};
+use api::user::{DeployQuery, DeployRequest, DeployResponse, NewestReleaseQuery};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
 use model::image::ImageConfig;
-use model::{EnvKey, OrgName, ProcessName, ReleaseNumber};
+use model::{EnvKey, ProcessName, ReleaseNumber};
 use oci::{ImageError, Platform, Reference, Resolved};
 use overlay::address_plan::next_network;
 use registry::{Problem, RegistryError};
@@ -19,8 +19,6 @@ use scheduler::release::{ReleaseError, keep_others, secret_versions};
 use scheduler::rollout::begin;
 use scheduler::routes::taken_hosts;
 use scheduler::table::Table;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::extract::{Body, Params, is_destroyed, no_such_env, readable};
 use super::repeated::Conditions;
@@ -39,23 +37,11 @@ const MAX_PATH_BYTES: usize = 200;
 /// The architecture an image is resolved for while no node has joined.
 const ARCH_WITHOUT_NODES: &str = "amd64";
 
-/// The query of a deploy.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DeployParams {
-    /// As [`super::extract::InOrg`] has it.
-    #[serde(default)]
-    org: Option<OrgName>,
-    /// [`Conditions`] has it.
-    #[serde(default, rename = "newest_release")]
-    _newest_release: Option<IgnoredAny>,
-}
-
 /// Records a release and begins its rollout.
 pub(crate) async fn deploy(
     State(app): State<App>,
     Making { user, key }: Making,
-    Params(DeployParams { org, .. }): Params<DeployParams>,
+    Params(DeployQuery { org, .. }): Params<DeployQuery>,
     conditions: Conditions,
     Body(request): Body<DeployRequest>,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
@@ -188,6 +174,7 @@ pub(crate) fn with_others(
 pub(crate) async fn redeploy(
     State(app): State<App>,
     Deploying { user, key }: Deploying,
+    Params(_): Params<NewestReleaseQuery>,
     conditions: Conditions,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let is_same = |made: &Release| made.rollback_to.is_none();

@@ -7,7 +7,7 @@ use api::enrollment::{EnrollRequest, EnrollResponse, Member};
 use api::error_code;
 use api::user::{CreateTokenRequest, CreateTokenResponse, TokenRow};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use identity::{
     CLOCK_SKEW_SECONDS, EnrollmentToken, is_wireguard_public_key, public_key_of_request,
@@ -22,7 +22,7 @@ use scheduler::enrollment::{
 
 use scheduler::underlay::record;
 
-use super::extract::Body;
+use super::extract::{Body, Path};
 use super::members::{csr_refused, wireguard_key_invalid};
 use super::network::underlay_refused;
 use crate::access::{ClusterAdmin, ClusterViewer, no_such_org};

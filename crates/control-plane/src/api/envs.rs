@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::user::{EnvRow, RolloutStatus, ScaleRequest};
+use api::user::{EnvRow, RolloutQuery, RolloutStatus, ScaleRequest};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -10,7 +10,6 @@ use model::{EnvKey, ReleaseNumber};
 use scheduler::apply::Command;
 use scheduler::rollout::check_scale;
 use scheduler::table::Table;
-use serde::Deserialize;
 
 use super::extract::{Body, Params, granted, is_destroyed, no_such_env, readable};
 use crate::access::{Administering, Deploying, Viewing};
@@ -68,29 +67,21 @@ pub(crate) async fn destroy(
     Ok(StatusCode::ACCEPTED)
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RolloutPoll {
-    release: Option<u32>,
-    after: Option<u64>,
-    #[serde(default)]
-    wait_ms: u64,
-}
-
 /// How a rollout goes, once it is otherwise than the caller knows.
 pub(crate) async fn rollout(
     State(app): State<App>,
     Viewing { key }: Viewing,
-    Params(poll): Params<RolloutPoll>,
+    Params(poll): Params<RolloutQuery>,
 ) -> Result<Json<RolloutStatus>, ApiFailure> {
     let release = poll.release.map(ReleaseNumber);
     let now = status(&app, &key, release)?;
-    if poll.after != Some(now.revision) || poll.wait_ms == 0 {
+    let wait_ms = poll.wait_ms.unwrap_or_default();
+    if poll.after != Some(now.revision) || wait_ms == 0 {
         return Ok(Json(now));
     }
     let topic = Topic::Env(key.clone());
     let changed = app
-        .wait_for(topic, granted(poll.wait_ms), |published| {
+        .wait_for(topic, granted(wait_ms), |published| {
             let cluster = &published.cluster;
             match rows::rollout_status(cluster, &published.findings, &key, release) {
                 Some(status) => (status.revision != now.revision).then_some(Some(status)),

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use ::api::{MAX_BODY_BYTES, MAX_WAIT_MS};
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use http::StatusCode;
 use http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use model::{EnvKey, Generation, Incarnation, LeaderSession, OrgName};
+use model::{EnvKey, Generation, Incarnation, LeaderSession};
 use scheduler::apply::not_frozen;
 use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use crate::callers::log_unreadable;
 use crate::failure::ApiFailure;
 use crate::state::App;
 
-/// A body of JSON.
+/// A body: an object of JSON.
 pub(crate) struct Body<T>(pub(crate) T);
 
 impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
@@ -44,13 +44,22 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
                 )
             }
         })?;
-        serde_json::from_slice(&bytes.to_bytes())
-            .map(Self)
-            .map_err(|error| {
-                let what = format!("the body is not as expected: {error}");
-                log_unreadable(app, &head, &what);
-                ApiFailure::bad_request(what)
-            })
+        let bytes = bytes.to_bytes();
+        // What is read would take an array for a struct, its fields by their places.
+        if bytes
+            .trim_ascii_start()
+            .first()
+            .is_some_and(|byte| *byte != b'{')
+        {
+            let what = "the body is not an object of JSON";
+            log_unreadable(app, &head, what);
+            return Err(ApiFailure::bad_request(what));
+        }
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            let what = format!("the body is not as expected: {error}");
+            log_unreadable(app, &head, &what);
+            ApiFailure::bad_request(what)
+        })
     }
 }
 
@@ -68,6 +77,20 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Params<T> {
     }
 }
 
+/// What the path has in its places.
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<App> for Path<T> {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
+        axum::extract::Path::from_request_parts(parts, app)
+            .await
+            .map(|axum::extract::Path(captured)| Self(captured))
+            .map_err(|rejection: PathRejection| ApiFailure::bad_request(rejection.body_text()))
+    }
+}
+
 /// `{app}` and `{env}` of the path.
 pub(crate) struct InEnv(pub(crate) EnvKey);
 
@@ -75,19 +98,9 @@ impl FromRequestParts<App> for InEnv {
     type Rejection = ApiFailure;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
-        Path::from_request_parts(parts, app)
-            .await
-            .map(|Path(key)| Self(key))
-            .map_err(|rejection: PathRejection| ApiFailure::bad_request(rejection.body_text()))
+        let Path(key) = Path::from_request_parts(parts, app).await?;
+        Ok(Self(key))
     }
-}
-
-/// The org of an app that is made by the call; of one that is there it has to be the owner.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct InOrg {
-    #[serde(default)]
-    pub(crate) org: Option<OrgName>,
 }
 
 /// The query of a member's long poll; fields of a newer member are ignored.

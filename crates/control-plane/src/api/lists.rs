@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use ::api::paths;
 use ::api::user::{
-    EndedRow, EnvRow, EnvsQuery, InstanceRow, InstancesQuery, NodeRow, NodesQuery, VolumeRow,
-    VolumesQuery,
+    EndedRow, EnvRow, EnvsQuery, InstanceRow, InstancesQuery, NodeRow, NodesQuery, StatsQuery,
+    VolumeRow, VolumesQuery,
 };
 use axum::extract::State;
 use model::{AppName, EnvKey, EnvName, InstanceId, NodeId, ProcessName};
 use scheduler::cluster_state::{ClusterState, Instance, Subject};
-use serde::Deserialize;
 
 use super::extract::Params;
 use crate::access::{Anyone, ClusterViewer, User};
@@ -77,31 +76,21 @@ impl Scope<'_> {
     }
 }
 
-/// The instances that a query of users is about, in no order: of an app or an env, or all.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Filter {
-    app: Option<AppName>,
-    env: Option<EnvName>,
-}
-
-impl Filter {
-    /// The instances that it keeps, and that the user may see. Those of one env cost no more than they are.
-    pub(crate) fn instances<'c>(
-        &self,
-        cluster: &'c ClusterState,
-        user: &User,
-    ) -> Vec<(InstanceId, &'c Instance)> {
-        let scope = Scope {
-            cluster,
-            user,
-            app: self.app.as_ref(),
-            env: self.env.as_ref(),
-        };
-        let envs = scope.envs(None, |first| cluster.instances.envs_from(first));
-        let kept = envs.filter(|key| scope.keeps(key));
-        kept.flat_map(|key| cluster.instances.of_env(key)).collect()
-    }
+/// The instances whose stats are asked for and that the user may see, in no order. Those of one env cost no more than they are.
+pub(crate) fn instances_of<'c>(
+    query: &StatsQuery,
+    cluster: &'c ClusterState,
+    user: &User,
+) -> Vec<(InstanceId, &'c Instance)> {
+    let scope = Scope {
+        cluster,
+        user,
+        app: query.app.as_ref(),
+        env: query.env.as_ref(),
+    };
+    let envs = scope.envs(None, |first| cluster.instances.envs_from(first));
+    let kept = envs.filter(|key| scope.keeps(key));
+    kept.flat_map(|key| cluster.instances.of_env(key)).collect()
 }
 
 /// Whether an instance is one that a query is about, wherever it belongs.

@@ -1,13 +1,15 @@
 //! Logs: from the nodes' streams to their reader.
 //!
-//! First the instances that are gone, one after the other, each with how it ended; their nodes keep their logs. Then
-//! the others, all at once.
+//! The lines of the past come in the order of time, those of instances that are gone among them, each with how it ended ([`past`]). A reader who
+//! follows gets those of the others as they come. What is wanted of an instance its node chooses: how much, of what time, with which text.
+
+mod past;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::node::{LogLine, LogsWanted, MAX_STREAM_LINE_BYTES};
-use api::user::{DEFAULT_TAIL, EndedRow, LogsQuery};
+use api::user::{DEFAULT_TAIL, EndedRow, LogsQuery, MAX_LOG_TEXT_BYTES};
 use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -17,7 +19,7 @@ use guest_protocol::Stream;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
-use scheduler::cluster_state::{ClusterState, EndedInstance};
+use scheduler::cluster_state::{ClusterState, EndedInstance, Presence};
 use scheduler::ended::{MAX_ENDED_AGE_MS, recent};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -41,6 +43,7 @@ pub(crate) async fn to_user(
     Viewing { key }: Viewing,
     Params(query): Params<LogsQuery>,
 ) -> Result<Response, ApiFailure> {
+    check_choice(&query)?;
     let slot = Arc::clone(&app.log_readers)
         .try_acquire_owned()
         .map_err(|_| {
@@ -72,6 +75,22 @@ pub(crate) async fn to_user(
     Ok((headers, body).into_response())
 }
 
+/// Refuses a choice of lines that makes no sense.
+fn check_choice(query: &LogsQuery) -> Result<(), ApiFailure> {
+    if query.follow && query.until.is_some() {
+        return Err(ApiFailure::bad_request(
+            "`until` names an end, and `follow` goes on for ever",
+        ));
+    }
+    let text = query.text.as_deref();
+    if text.is_some_and(|text| !(1..=MAX_LOG_TEXT_BYTES).contains(&text.len())) {
+        return Err(ApiFailure::bad_request(format!(
+            "`text` has 1 to {MAX_LOG_TEXT_BYTES} bytes"
+        )));
+    }
+    Ok(())
+}
+
 type Instances = BTreeMap<InstanceId, (NodeId, ProcessName)>;
 
 /// The instances whose lines are wanted.
@@ -81,6 +100,7 @@ fn wanted(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Instances 
         .of_env(key)
         .filter(|(id, instance)| {
             query.instance.is_none_or(|wanted| wanted == *id)
+                && query.until.is_none_or(|until| instance.created_at < until)
                 && query
                     .process
                     .as_ref()
@@ -102,10 +122,16 @@ fn wanted_ended(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Vec<
         }
         // Who wants no line of the past is not told of it.
         None if query.tail == Some(0) => Vec::new(),
-        None => recent(cluster, key, process, query.since, now()),
+        None => {
+            // Who looks for a text, or at a time that is over, means all that is kept.
+            let all = query.until.is_some() || query.text.is_some();
+            let since = query.since.or(all.then_some(Timestamp(0)));
+            recent(cluster, key, process, since, now())
+        }
     };
     wanted
         .into_iter()
+        .filter(|(_, ended)| query.until.is_none_or(|until| ended.created_at < until))
         .map(|(id, ended)| ended_row(cluster, id, ended))
         .collect()
 }
@@ -237,10 +263,14 @@ impl Reader {
         let changes = app.topics.subscribe(Topic::Env(self.key.clone()));
         let changed = changes.notified();
         tokio::pin!(changed);
-        for row in &ended {
-            if !self.read_ended(row).await {
-                return;
-            }
+        // Who follows gets the lines of those that run as they come.
+        let running = if self.query.follow {
+            Instances::new()
+        } else {
+            wanted(&cluster, &self.key, &self.query)
+        };
+        if !self.send_past(&cluster, running, &ended).await || !self.query.follow {
+            return;
         }
         let is_over = |cluster: &ClusterState, query: &LogsQuery, key: &EnvKey| {
             let named = query.instance;
@@ -253,16 +283,16 @@ impl Reader {
         self.ask_for_missing(&cluster).await;
         let mut resume = tokio::time::interval(STREAM_RESUME_PAUSE);
         let mut sign_of_life = tokio::time::interval(STREAM_SIGN_OF_LIFE);
-        while self.query.follow || self.progress.values().any(|p| p.streaming) {
+        loop {
             tokio::select! {
                 () = self.lines.closed() => return,
                 () = app.shutdown.cancelled() => return,
                 Some(end) = self.endings.recv() => self.take_note(end).await,
-                _ = sign_of_life.tick(), if self.query.follow => {
+                _ = sign_of_life.tick() => {
                     // A full channel is a sign of life by itself.
                     let _ = self.lines.try_send(Bytes::from_static(b"\n"));
                 }
-                _ = resume.tick(), if self.query.follow => {
+                _ = resume.tick() => {
                     // What changed before this listened, too.
                     let cluster = &app.cluster();
                     self.tell_of_ended(cluster).await;
@@ -271,7 +301,7 @@ impl Reader {
                     }
                     self.ask_for_missing(cluster).await;
                 }
-                () = &mut changed, if self.query.follow => {
+                () = &mut changed => {
                     // Before it looks: a change meanwhile wakes it again.
                     changed.set(changes.notified());
                     let cluster = &app.cluster();
@@ -287,49 +317,6 @@ impl Reader {
                 }
             }
         }
-    }
-
-    /// Sends what the node of an ended instance keeps of it, and how it ended. False: nothing more is to be sent.
-    async fn read_ended(&self, row: &EndedRow) -> bool {
-        let node = row.node;
-        let missing = if self.app.is_online(node) {
-            let wanted = LogsWanted {
-                instances: vec![row.id],
-                tail: self.tail(),
-                since: self.query.since,
-                follow: false,
-                previous: self.query.previous,
-            };
-            let (ended, mut endings) = mpsc::unbounded_channel();
-            let streams = &self.app.streams;
-            match streams.ask_for_logs(node, wanted, self.lines.clone(), self.over(), ended) {
-                Err(error) => Some(error.to_string()),
-                Ok(stream) => {
-                    self.give_up_later(node, stream);
-                    let end = tokio::select! {
-                        () = self.lines.closed() => return false,
-                        () = self.app.shutdown.cancelled() => return false,
-                        end = endings.recv() => end,
-                    };
-                    match end {
-                        Some(end) if end.opened => {
-                            let nothing = end.last.is_none() && self.query.since.is_none();
-                            nothing.then(|| "its node keeps no lines of it".to_owned())
-                        }
-                        _ => Some(format!("{node} does not answer; its log lines are missing")),
-                    }
-                }
-            }
-        } else {
-            Some(format!("{node} is offline; its log lines are missing"))
-        };
-        let mut text = gone(row);
-        if let Some(missing) = missing {
-            text.push_str("; ");
-            text.push_str(&missing);
-        }
-        let line = platform_line(row.id, &row.process, row.ended_at, text);
-        self.lines.send(line).await.is_ok()
     }
 
     /// Says how those instances ended that have ended since their lines were asked for.
@@ -357,6 +344,37 @@ impl Reader {
         self.query.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL)
     }
 
+    /// What the query chooses of these instances.
+    fn choice(&self, instances: impl Iterator<Item = InstanceId>) -> LogsWanted {
+        let query = &self.query;
+        LogsWanted {
+            instances: instances.collect(),
+            tail: self.tail(),
+            since: query.since,
+            until: query.until,
+            text: query.text.clone(),
+            follow: query.follow,
+            previous: query.previous,
+        }
+    }
+
+    /// Why a node is not asked, for people; absent: it can be.
+    fn cannot_ask(&self, cluster: &ClusterState, node: NodeId) -> Option<String> {
+        if !self.app.is_online(node) {
+            return Some(format!("{node} is offline; its log lines are missing"));
+        }
+        let chooses = self.query.until.is_some() || self.query.text.is_some();
+        match cluster.nodes.get(&node)?.presence {
+            Presence::Heard { protocol, .. } if chooses && protocol < LINES_CHOSEN_SINCE => {
+                Some(format!(
+                    "{node}: its agent is too old to look for a text or an end in logs (protocol version {protocol}, and {LINES_CHOSEN_SINCE} is needed); \
+                     its log lines are missing"
+                ))
+            }
+            _ => None,
+        }
+    }
+
     /// Takes a stream back that its node does not open in time.
     fn give_up_later(&self, node: NodeId, stream: String) {
         let app = App::clone(&self.app);
@@ -381,11 +399,7 @@ impl Reader {
                 unheard.insert(*id, instance.spec.process.clone());
             }
         }
-        let node = end.node;
-        let text = match end.refused {
-            Some(reason) => format!("{node}: {reason}; its log lines are missing"),
-            None => format!("{node} does not answer; its log lines are missing"),
-        };
+        let text = missing(&end);
         send_notice(&self.lines, &unheard, &text).await;
     }
 
@@ -398,10 +412,9 @@ impl Reader {
             }
         }
         for (node, instances) in by_node {
-            let asked = if self.app.is_online(node) {
-                self.request(node, &instances).map_err(|e| e.to_string())
-            } else {
-                Err(format!("{node} is offline; its log lines are missing"))
+            let asked = match self.cannot_ask(cluster, node) {
+                Some(why) => Err(why),
+                None => self.request(node, &instances).map_err(|e| e.to_string()),
             };
             let mut unheard = instances;
             for (id, progress) in &mut self.progress {
@@ -430,20 +443,31 @@ impl Reader {
             .filter(|(id, _)| instances.contains_key(id));
         let resumed = lasts.filter_map(|(_, progress)| progress.last).min();
         let wanted = LogsWanted {
-            instances: instances.keys().copied().collect(),
             tail: match resumed {
                 Some(_) => MAX_TAIL,
                 None => self.tail(),
             },
             since: resumed.map_or(self.query.since, |last| Some(Timestamp(last.0 + 1))),
-            follow: self.query.follow,
             previous: self.query.previous && resumed.is_none(),
+            ..self.choice(instances.keys().copied())
         };
         let streams = &self.app.streams;
         let ended = self.ended.clone();
         let stream = streams.ask_for_logs(node, wanted, self.lines.clone(), self.over(), ended)?;
         self.give_up_later(node, stream);
         Ok(())
+    }
+}
+
+/// The version of the protocol from which on agents look for [`LogsWanted::until`] and [`LogsWanted::text`].
+const LINES_CHOSEN_SINCE: u32 = 4;
+
+/// That a node did not open its stream, and why.
+fn missing(end: &Ended) -> String {
+    let node = end.node;
+    match &end.refused {
+        Some(reason) => format!("{node}: {reason}; its log lines are missing"),
+        None => format!("{node} does not answer; its log lines are missing"),
     }
 }
 

@@ -5,9 +5,11 @@ use api::error_code;
 use api::member::{
     Approval, CertificateRequest, CertificateResponse, MemberState, NodeKey, OverlayChanges,
 };
-use api::user::{Acknowledgement, Acknowledgements, EdgeRow, RevokeResponse};
+use api::user::{
+    Acknowledgement, Acknowledgements, AcknowledgementsQuery, EdgeRow, RevokeResponse,
+};
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
@@ -18,7 +20,7 @@ use scheduler::cluster_state::{ClusterState, MemberIdentity};
 use scheduler::membership::node_keys;
 use serde::Deserialize;
 
-use super::extract::{Body, Params, granted};
+use super::extract::{Body, Params, Path, granted};
 use crate::access::{ClusterAdmin, ClusterViewer};
 use crate::callers::{KnownCaller, Peer};
 use crate::clock::now;
@@ -310,17 +312,11 @@ pub(crate) async fn rotate_keys(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Since {
-    counter: u64,
-}
-
 /// Which members have applied a membership.
 pub(crate) async fn acknowledgements(
     State(app): State<App>,
     _: ClusterViewer,
-    Params(since): Params<Since>,
+    Params(since): Params<AcknowledgementsQuery>,
 ) -> Result<Json<Acknowledgements>, ApiFailure> {
     let cluster = app.cluster();
     let members = cluster.approved_members().map(|member| {

@@ -3,6 +3,7 @@
 mod access;
 mod ca;
 mod calls;
+mod certificates;
 mod counted;
 mod deploy;
 mod doctor;
@@ -26,15 +27,16 @@ mod secrets;
 mod volumes;
 mod why;
 
+use api::openapi::call_of;
 use api::paths;
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{delete, get, patch, post, put};
 use http::StatusCode;
 
-use crate::failure::ApiFailure;
+use crate::failure::{ApiFailure, method_not_allowed};
 use crate::limits::REQUEST_TIMEOUT;
 use crate::state::App;
 
@@ -81,6 +83,15 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::NODE_SECRETS, get(secrets::for_node))
         .route(paths::NODE_PULL_SECRET, get(registries::for_node))
         .route(paths::EDGE_ROUTES, get(edges::routes))
+        .route(paths::EDGE_CERTIFICATES, get(certificates::for_edge))
+        .route(paths::EDGE_HOST_CERTIFICATE, post(certificates::for_host))
+        .route(
+            paths::CERTIFICATES,
+            get(certificates::list)
+                .post(certificates::add)
+                .delete(certificates::remove),
+        )
+        .route(paths::INGRESS_CA, get(certificates::ca))
         .route(
             paths::REGISTRIES,
             get(registries::list)
@@ -127,16 +138,31 @@ pub(crate) fn router(app: App) -> Router {
     bounded
         .merge(streaming)
         .fallback(|| async { ApiFailure::not_found("no_such_path", "the API has no such path") })
-        .method_not_allowed_fallback(|| async {
-            ApiFailure::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "the path has no such method",
-            )
-        })
+        .method_not_allowed_fallback(|| async { method_not_allowed() })
+        .layer(from_fn(no_query_unasked))
         .layer(from_fn_with_state(app.clone(), members::while_a_member))
         .layer(from_fn_with_state(app.clone(), counted::count_request))
         .with_state(app)
+}
+
+/// Refuses the query of a call that has none: a parameter that nobody reads would be ignored otherwise.
+async fn no_query_unasked(
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiFailure> {
+    let has_query = request.uri().query().is_some_and(|query| !query.is_empty());
+    if has_query
+        && let Some(path) = path
+        && let Some(call) = call_of(request.method().as_str(), path.as_str())
+        && !call.has_query()
+    {
+        let (method, path) = (call.method, call.path);
+        return Err(ApiFailure::bad_request(format!(
+            "{method} {path} has no parameters"
+        )));
+    }
+    Ok(next.run(request).await)
 }
 
 /// Cuts a request that takes too long: a body that trickles in, a registry that stalls.

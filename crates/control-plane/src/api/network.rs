@@ -254,7 +254,15 @@ fn network_member(app: &App, published: &Published, member: Member) -> Option<Ne
     let topology = published.peers.topology();
     // One that never said how it is reached has no place in the overlay.
     let number = number_of(cluster, member).filter(|number| topology.has(*number));
-    let peers = number.map_or(0, |number| topology.peers(number).len());
+    let peers = number.map(|number| topology.peers(number));
+    let peers = peers.unwrap_or_default();
+    // What one last said before it fell silent, or of peers that it has no more, is not so now.
+    let mut links = app.overlay.links_of(member);
+    let is_silent = match member {
+        Member::Node(id) => cluster.nodes.get(&id).is_some_and(|node| !node.is_online()),
+        Member::Edge(_) => false,
+    };
+    links.retain(|peer, _| !is_silent && peers.contains_key(peer));
     Some(NetworkMember {
         member,
         name: cluster.member_name(member),
@@ -269,8 +277,8 @@ fn network_member(app: &App, published: &Published, member: Member) -> Option<Ne
         endpoint: underlay.and_then(|underlay| underlay.endpoint),
         is_behind_nat: underlay.is_some_and(|underlay| underlay.is_behind_nat),
         underlay_mtu: underlay.and_then(|underlay| underlay.mtu),
-        peers: u32::try_from(peers).unwrap_or(u32::MAX),
-        links: app.overlay.links_of(member),
+        peers: u32::try_from(peers.len()).unwrap_or(u32::MAX),
+        links,
         error: app.overlay.error_of(member),
         is_behind: app.is_behind(member),
     })

@@ -14,7 +14,7 @@ use api::user::{
 };
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use model::instance::InstanceState;
@@ -26,7 +26,7 @@ use scheduler::heartbeats::heartbeat_interval;
 use scheduler::peers::{HUB_LABEL, HUB_LABEL_VALUES};
 
 use super::calls::{Upgrade, switching};
-use super::extract::{Body, Params, Poll, granted};
+use super::extract::{Body, Params, Path, Poll, granted};
 use super::logs;
 use crate::access::{ClusterAdmin, no_such_org};
 use crate::callers::{NodeCaller, SeenFrom};

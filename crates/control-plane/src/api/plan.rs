@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::user::{DeployRequest, ManifestChange, PlanResponse, PlannedPlace, PlannedProcess};
+use api::user::{
+    DeployRequest, ManifestChange, OrgQuery, PlanResponse, PlannedPlace, PlannedProcess,
+};
 use axum::Json;
 use axum::extract::State;
 use blocking_work::blocking;
@@ -17,7 +19,7 @@ use scheduler::planner::{DryRun, dry_run};
 use serde_json::Value;
 
 use super::deploy::{Prepared, add_release, check_against, prepare, with_others};
-use super::extract::{Body, InOrg, Params};
+use super::extract::{Body, Params};
 use crate::access::Making;
 use crate::clock::{IdGenerator, now};
 use crate::failure::ApiFailure;
@@ -28,7 +30,7 @@ use crate::state::App;
 pub(crate) async fn plan(
     State(app): State<App>,
     Making { user, key }: Making,
-    Params(InOrg { org }): Params<InOrg>,
+    Params(OrgQuery { org }): Params<OrgQuery>,
     Body(request): Body<DeployRequest>,
 ) -> Result<Json<PlanResponse>, ApiFailure> {
     let only = request.only.clone();

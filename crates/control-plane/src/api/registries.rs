@@ -1,17 +1,18 @@
 //! Logs the cluster in to registries, and gives a node the logins that it needs.
 
-use api::user::{RegistryLoginRequest, RegistryRow};
+use api::user::{RegistryLoginRequest, RegistryQuery, RegistryRow};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use oci::parse_registry;
 use scheduler::desired::pulls_from;
+use scheduler::events::Origin;
 use serde::Deserialize;
 
 use super::deploy::registry_failed;
 use super::extract::{Body, Params};
-use crate::access::{ClusterAdmin, ClusterViewer};
+use crate::access::{ClusterAdmin, ClusterViewer, User};
 use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;
@@ -59,6 +60,9 @@ pub(crate) async fn log_in(
     };
     app.logins.keep(&row, &request.secret).await?;
     app.registry.discard_login(&row.registry);
+    let login = row.user.as_ref();
+    let login = login.map_or_else(|| "by a token".to_owned(), |name| format!("as {name}"));
+    add_event(&app, &user, row.registry.clone(), Some(login)).await?;
     tracing::info!(user = %row.by, registry = %row.registry, "logged in to a registry");
     Ok(Json(row))
 }
@@ -67,7 +71,7 @@ pub(crate) async fn log_in(
 pub(crate) async fn log_out(
     State(app): State<App>,
     ClusterAdmin(user): ClusterAdmin,
-    Params(which): Params<Which>,
+    Params(which): Params<RegistryQuery>,
 ) -> Result<StatusCode, ApiFailure> {
     let registry = named(&which.registry)?;
     if !app.store.remove_registry_login(app.term, &registry).await? {
@@ -78,8 +82,27 @@ pub(crate) async fn log_out(
         .hint("`platform registries` lists where it is"));
     }
     app.registry.discard_login(&registry);
+    add_event(&app, &user, registry.clone(), None).await?;
     tracing::info!(user = %user.name, registry, "logged out of a registry");
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Makes the event of a login that is kept, or is not any more. `login`: as whom.
+async fn add_event(
+    app: &App,
+    user: &User,
+    registry: String,
+    login: Option<String>,
+) -> Result<(), ApiFailure> {
+    let origin = Origin {
+        by: user.into(),
+        at: now(),
+    };
+    app.decide(move |leader| {
+        leader.registry_changed(&origin, &registry, login.as_deref());
+        Ok(())
+    })
+    .await
 }
 
 /// The secret for a registry, for a node that has to pull from there. It is kept in memory there and asked for

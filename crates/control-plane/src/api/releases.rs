@@ -1,6 +1,6 @@
 //! The releases of an env, and the way back to one of them.
 
-use api::user::{DeployResponse, ReleaseRow, RollbackRequest, RolloutPhase};
+use api::user::{DeployResponse, NewestReleaseQuery, ReleaseRow, RollbackRequest, RolloutPhase};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -8,7 +8,7 @@ use model::{EnvKey, ReleaseNumber};
 use scheduler::cluster_state::{ClusterState, Env, Release};
 
 use super::deploy::{add_release, check_against, recorded};
-use super::extract::{Body, no_such_env, readable};
+use super::extract::{Body, Params, no_such_env, readable};
 use super::repeated::Conditions;
 use crate::access::{Deploying, Viewing};
 use crate::clock::now;
@@ -63,6 +63,7 @@ fn phase(env: &Env, number: ReleaseNumber) -> Option<RolloutPhase> {
 pub(crate) async fn rollback(
     State(app): State<App>,
     Deploying { user, key }: Deploying,
+    Params(_): Params<NewestReleaseQuery>,
     conditions: Conditions,
     Body(RollbackRequest { release: to }): Body<RollbackRequest>,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {

@@ -2,7 +2,7 @@
 
 use api::user::{DEFAULT_COMMAND_LIFETIME_MS, MAX_COMMAND_LIFETIME_MS, RunRequest, RunResponse};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use model::{EnvKey, InstanceId, ProcessName, Timestamp};
 use scheduler::action::Action;
@@ -12,7 +12,7 @@ use scheduler::events::Origin;
 use scheduler::planner::{CommandRefused, WantedCommand};
 
 use super::calls::{checked, node_of};
-use super::extract::{Body, no_such_env, readable};
+use super::extract::{Body, Path, no_such_env, readable};
 use crate::access::{Anyone, Deploying};
 use crate::clock::{IdGenerator, now};
 use crate::failure::ApiFailure;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use api::user::{RolloutPhase, SecretRow, SetSecretsRequest};
+use api::user::{OrgQuery, RolloutPhase, SecretRow, SetSecretsRequest};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use model::instance::SecretBundle;
 use model::{BundleName, EnvKey, InstanceId};
@@ -13,7 +13,7 @@ use scheduler::changes::SealedVersion;
 use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
 
-use super::extract::{Body, InOrg, Params, is_destroyed};
+use super::extract::{Body, Params, Path, is_destroyed};
 use crate::access::{Deploying, Making, Viewing};
 use crate::callers::NodeCaller;
 use crate::clock::now;
@@ -49,7 +49,7 @@ pub(crate) async fn set(
     State(app): State<App>,
     Making { user, key }: Making,
     Path(InBundle { bundle }): Path<InBundle>,
-    Params(InOrg { org }): Params<InOrg>,
+    Params(OrgQuery { org }): Params<OrgQuery>,
     Body(request): Body<SetSecretsRequest>,
 ) -> Result<Json<SecretRow>, ApiFailure> {
     let name = bundle.to_string();

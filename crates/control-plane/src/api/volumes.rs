@@ -1,11 +1,12 @@
 //! Volumes, as users delete them.
 
 use api::user::Role;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use model::VolumeId;
 use scheduler::apply::Command;
 
+use super::extract::Path;
 use crate::access::Anyone;
 use crate::failure::ApiFailure;
 use crate::state::App;

@@ -142,9 +142,22 @@ async fn token(user: &ApiClient, role: EnrollRole) -> EnrollmentToken {
 
 /// A member that joins the server at `url`, with a token that this user makes.
 pub(crate) async fn join(url: &str, user: &ApiClient, role: EnrollRole) -> Joined {
+    join_with(url, user, role, hardware()).await
+}
+
+/// The same, of a machine that has this.
+pub(crate) async fn join_with(
+    url: &str,
+    user: &ApiClient,
+    role: EnrollRole,
+    hardware: Hardware,
+) -> Joined {
     let token = token(user, role).await;
     let key = MemberKey::generate().unwrap();
-    let request = enroll_request(&token, &key);
+    let request = EnrollRequest {
+        hardware,
+        ..enroll_request(&token, &key)
+    };
     let verifier = identity::pinned_root(token.ca_fingerprint);
     let response = ApiClient::enroll(url, verifier, &request).await.unwrap();
     let client = ApiClient::member(

@@ -189,6 +189,8 @@ fn a_kind_of_stream_has_places_of_its_own_and_names_its_bound() {
         instances: Vec::new(),
         tail: 0,
         since: None,
+        until: None,
+        text: None,
         follow: true,
         previous: false,
     });

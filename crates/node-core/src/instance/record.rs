@@ -161,7 +161,11 @@ impl ProgressRecord {
             },
             State::Stopping(step) => {
                 let (asked, step) = match step {
-                    StopStep::Draining { until, started_at } => {
+                    // It drains anew when it is found again, so the times in between are of no use.
+                    StopStep::Draining {
+                        limit, started_at, ..
+                    } => {
+                        let until = limit;
                         (true, StopStepRecord::Draining { until, started_at })
                     }
                     StopStep::Asked { until, started_at } => {
@@ -210,9 +214,12 @@ impl ProgressRecord {
             },
             StateRecord::Backoff { until, .. } => State::Backoff { until },
             StateRecord::Stopping { asked, step } => State::Stopping(match step {
-                StopStepRecord::Draining { until, started_at } => {
-                    StopStep::Draining { until, started_at }
-                }
+                StopStepRecord::Draining { until, started_at } => StopStep::Draining {
+                    until,
+                    limit: until,
+                    connections: 0,
+                    started_at,
+                },
                 StopStepRecord::Asked { until, started_at } => {
                     StopStep::Asked { until, started_at }
                 }

@@ -33,7 +33,7 @@ impl Lifecycle {
             | Event::HealthPassed
             | Event::HealthFailed { .. }
             | Event::BackoffElapsed
-            | Event::DrainElapsed
+            | Event::DrainElapsed { .. }
             | Event::StopTimeout
             | Event::CleanedUp => None,
         }
@@ -82,7 +82,7 @@ impl Lifecycle {
             | Event::HealthPassed
             | Event::HealthFailed { .. }
             | Event::BackoffElapsed
-            | Event::DrainElapsed
+            | Event::DrainElapsed { .. }
             | Event::StopTimeout => None,
         }
     }
@@ -172,7 +172,7 @@ impl Lifecycle {
             | Event::HealthPassed
             | Event::HealthFailed { .. }
             | Event::BackoffElapsed
-            | Event::DrainElapsed
+            | Event::DrainElapsed { .. }
             | Event::StopTimeout
             | Event::CleanedUp => None,
         }
@@ -246,7 +246,7 @@ impl Lifecycle {
             | Event::VmmFailed { .. }
             | Event::BootTimeout
             | Event::BackoffElapsed
-            | Event::DrainElapsed
+            | Event::DrainElapsed { .. }
             | Event::StopTimeout
             | Event::CleanedUp => None,
         }
@@ -266,9 +266,19 @@ impl Lifecycle {
             (Event::StopAsked, StopStep::Draining { .. } | StopStep::Asked { .. }) => {
                 Some(Vec::new())
             }
-            (Event::DrainElapsed, StopStep::Draining { started_at, .. }) => {
-                Some(self.ask_stop(now, started_at))
-            }
+            (
+                Event::DrainElapsed { connections },
+                StopStep::Draining {
+                    limit,
+                    connections: before,
+                    started_at,
+                    ..
+                },
+            ) => Some(if *connections == 0 || now >= limit {
+                self.ask_stop(now, started_at)
+            } else {
+                self.drain_on(now, (before, *connections), limit, started_at)
+            }),
             (Event::StopTimeout, StopStep::Asked { .. }) => Some(self.clean(true, true)),
             (Event::Exited(exit), step) => {
                 self.progress.last_exit = Some(exit.clone());
@@ -310,7 +320,7 @@ impl Lifecycle {
                 _,
             ) => Some(Vec::new()),
             (
-                Event::DrainElapsed
+                Event::DrainElapsed { .. }
                 | Event::StopTimeout
                 | Event::CleanedUp
                 | Event::Start
@@ -357,7 +367,7 @@ impl Lifecycle {
             | Event::Settled
             | Event::HealthPassed
             | Event::HealthFailed { .. }
-            | Event::DrainElapsed
+            | Event::DrainElapsed { .. }
             | Event::StopTimeout => None,
         }
     }
@@ -401,7 +411,7 @@ impl Lifecycle {
             | Event::HealthPassed
             | Event::HealthFailed { .. }
             | Event::BackoffElapsed
-            | Event::DrainElapsed
+            | Event::DrainElapsed { .. }
             | Event::StopTimeout => None,
         }
     }

@@ -167,11 +167,66 @@ fn an_instance_that_runs_and_is_stopped_goes_through_every_state() {
               4010 HealthPassed -> running ready: Report
               5010 HealthPassed -> running ready: 
               5010 StopAsked -> stopping: wake at 7010, Report
-              7010 DrainElapsed -> stopping: AskStop, wake at 22010, Report
+              7010 DrainElapsed { connections: 0 } -> stopping: AskStop, wake at 22010, Report
               7110 Exited 0 -> stopping: KillVm, CleanUp, Report
               7110 CleanedUp -> stopped: Report
               7110 StopAsked -> stopped: Report
             restarts 0
+        "#]]);
+}
+
+#[test]
+fn an_instance_that_is_stopped_keeps_its_connections_until_they_end_or_its_time_is_over() {
+    let open = |connections| Event::DrainElapsed { connections };
+    let ready = || {
+        scenario(process(1))
+            .on(Event::Start)
+            .on(Event::Prepared)
+            .on(Event::VmmStarted)
+            .on(Event::GuestStarted)
+            .on(Event::HealthPassed)
+            .on(Event::HealthPassed)
+            .on(Event::StopAsked)
+    };
+    ready()
+        .after(2000)
+        .on(open(2))
+        .after(500)
+        .on(open(1))
+        .after(500)
+        .on(open(0))
+        .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                 0 Prepared -> booting: wake at 30000, BootVm, Report
+                 0 VmmStarted -> booting: 
+                 0 GuestStarted -> running: Report
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+                 0 StopAsked -> stopping: wake at 2000, Report
+              2000 DrainElapsed { connections: 2 } -> stopping: wake at 2500, Report
+              2500 DrainElapsed { connections: 1 } -> stopping: wake at 3000
+              3000 DrainElapsed { connections: 0 } -> stopping: AskStop, wake at 18000, Report
+            restarts 0, asked to stop
+        "#]]);
+    ready()
+        .after(2000)
+        .on(open(1))
+        .after(9000)
+        .on(open(1))
+        .after(1000)
+        .on(open(1))
+        .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                 0 Prepared -> booting: wake at 30000, BootVm, Report
+                 0 VmmStarted -> booting: 
+                 0 GuestStarted -> running: Report
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+                 0 StopAsked -> stopping: wake at 2000, Report
+              2000 DrainElapsed { connections: 1 } -> stopping: wake at 2500, Report
+             11000 DrainElapsed { connections: 1 } -> stopping: wake at 11500
+             12000 DrainElapsed { connections: 1 } -> stopping: AskStop, wake at 27000, Report
+            restarts 0, asked to stop
         "#]]);
 }
 
@@ -649,7 +704,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::BootTimeout),
         1 => Just(Event::Settled),
         1 => Just(Event::BackoffElapsed),
-        1 => Just(Event::DrainElapsed),
+        1 => (0_u32..3).prop_map(|connections| Event::DrainElapsed { connections }),
         1 => Just(Event::StopTimeout),
     ]
 }

@@ -4,8 +4,9 @@ use model::Timestamp;
 use model::instance::{ExitEvent, RestartWhen};
 
 use super::{
-    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS, Probed,
-    Ran, Readiness, SETTLE_MS, STABLE_RUN_MS, STOP_MARGIN_MS, State, StopStep, Thresholds,
+    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, BOOT_LIMIT_MS, DRAIN_LOOK_MS, Effect, Lifecycle,
+    MAX_BOOT_ATTEMPTS, Probed, Ran, Readiness, SETTLE_MS, STABLE_RUN_MS, STOP_MARGIN_MS, State,
+    StopStep, Thresholds,
 };
 
 /// A backoff is shorter than its full length by less than one of so many parts.
@@ -265,9 +266,38 @@ impl Lifecycle {
 
     pub(super) fn drain(&mut self, now: Timestamp, started_at: Timestamp) -> Vec<Effect> {
         let until = Timestamp(now.0.saturating_add(self.rules.timing.drain_ms));
-        self.progress.state = State::Stopping(StopStep::Draining { until, started_at });
+        let limit = Timestamp(until.0.saturating_add(self.rules.stop_timeout_ms));
+        self.progress.state = State::Stopping(StopStep::Draining {
+            until,
+            limit,
+            connections: 0,
+            started_at,
+        });
         self.end_restarts();
         vec![Effect::ScheduleAt(until), Effect::Report]
+    }
+
+    /// Waits on for the ends of `connections`, of which there were `before` when it was looked at last.
+    pub(super) fn drain_on(
+        &mut self,
+        now: Timestamp,
+        (before, connections): (u32, u32),
+        limit: Timestamp,
+        started_at: Timestamp,
+    ) -> Vec<Effect> {
+        let until = Timestamp(now.0.saturating_add(DRAIN_LOOK_MS)).min(limit);
+        self.progress.state = State::Stopping(StopStep::Draining {
+            until,
+            limit,
+            connections,
+            started_at,
+        });
+        let mut effects = vec![Effect::ScheduleAt(until)];
+        // The control plane is not told of each that ends.
+        if before == 0 {
+            effects.push(Effect::Report);
+        }
+        effects
     }
 
     pub(super) fn ask_stop(&mut self, now: Timestamp, started_at: Timestamp) -> Vec<Effect> {

@@ -7,7 +7,7 @@ use anstyle::{AnsiColor, Style};
 use api::user::{DeployRequest, DeployResponse, RegistryLoginRequest, RolloutPhase, RolloutStatus};
 use api_client::{ApiClient, ClientError};
 use clap::Args;
-use model::{EnvKey, OrgName, ProcessName};
+use model::{EnvKey, OrgName, ProcessName, route_name};
 use oci::Reference;
 
 use crate::commands::{manifest_file, ps};
@@ -329,7 +329,10 @@ async fn say_hosts(client: &ApiClient, env: &EnvKey) {
         return;
     };
     for host in row.hosts {
-        note(format!("edges answer for http://{host}/"));
+        match route_name::tcp_port(&host) {
+            Some(port) => note(format!("edges listen at port {port}")),
+            None => note(format!("edges answer for http://{host}/")),
+        }
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) struct Arguments {
     /// Where the edge listens
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     edge_listen: SocketAddr,
+    /// Where the edge listens for HTTPS [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    edge_listen_tls: Option<SocketAddr>,
     /// Folder with the guest's kernel and initramfs
     #[arg(long, value_name = "FOLDER")]
     guest: Option<PathBuf>,
@@ -138,11 +141,14 @@ async fn serve(arguments: &Arguments, roles: &mut Vec<(Role, Child)>) -> Result<
     let token = token(&client, EnrollRole::Node, &folder(Role::Node)).await?;
     roles.push((Role::Node, start(Role::Node, &node, token, &arguments.log)?));
 
-    let edge = [
+    let mut edge = vec![
         ("--data-dir", folder(Role::Edge).display().to_string()),
         ("--listen", arguments.edge_listen.to_string()),
         ("--server", client.server().to_owned()),
     ];
+    if let Some(address) = arguments.edge_listen_tls {
+        edge.push(("--listen-tls", address.to_string()));
+    }
     let token = self::token(&client, EnrollRole::Edge, &folder(Role::Edge)).await?;
     roles.push((Role::Edge, start(Role::Edge, &edge, token, &arguments.log)?));
     note(format!(

@@ -4,14 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use edge_proxy::{EdgeError, EdgeOptions};
+use edge_proxy::{AccessLogTarget, EdgeError, EdgeOptions, Listeners, PortRanges, ProxyNetwork};
 use membership::JoinError;
+use tokio::net::TcpListener;
 
 use super::joining;
 use crate::failure::Failure;
 use crate::join_token::TokenArguments;
 use crate::logging::LogArguments;
-use crate::notify;
+use crate::notify::{self, Kept};
 use crate::role_options::{self, KeptEdgeOptions, KeptOptions as _};
 use crate::service::{self, Start};
 
@@ -19,12 +20,15 @@ pub(super) const DATA_DIR: &str = "/var/lib/platform/edge";
 /// Where an edge listens that was given nothing else.
 pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
+/// Where an edge listens for HTTPS that was given nothing at all.
+pub(super) const LISTEN_TLS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
+
 /// The UDP port of an edge's WireGuard where nothing else was given: a node of the same machine has the one before.
 pub(super) const OVERLAY_PORT: u16 = 51821;
 
 const EXAMPLES: &str = "\
 Examples:
-  platform edge join --token-file token --listen '[::]:80'
+  platform edge join --token-file token --listen '[::]:80' --listen-tls '[::]:443'
                                             once: joins, and starts platform-edge.service
   platform edge                             the proxy in this terminal
 `platform tokens create --role edge` makes the token; it works once. The edge goes on
@@ -32,12 +36,12 @@ with the routes it knows while the server is offline.";
 
 const JOIN_EXAMPLES: &str = "\
 Examples:
-  platform edge join --token-file token --listen '[::]:80'
+  platform edge join --token-file token --listen '[::]:80' --listen-tls '[::]:443'
   platform edge join --token-file -     and paste the token
 `platform tokens create --role edge` makes the token. What else is given is kept: the service starts without flags.
 Run again with options, it keeps them for the next start.";
 
-/// Run an ingress proxy, HTTP to the instances by host name, or join a cluster
+/// Run an ingress proxy, HTTP and HTTPS to the instances by host name, or join a cluster
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -58,6 +62,13 @@ struct RunArguments {
     /// Where clients connect, HTTP [default: what `join` was given, else 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// At which ports TCP routes of apps may have it listen: ports and ranges with commas between, or `none` [default: what `join` was given, else
+    /// 30000-32767]
+    #[arg(long, value_name = "PORTS")]
+    tcp_ports: Option<PortRanges>,
+    /// Where clients connect, HTTPS [default: what `join` was given; else 127.0.0.1:8443 without `--listen`, and nowhere with it]
+    #[arg(long, value_name = "ADDRESS")]
+    listen_tls: Option<SocketAddr>,
     /// The server's URL, or those of several with commas between; remembered once the edge joined
     #[arg(long, value_name = "URL")]
     server: Option<String>,
@@ -66,6 +77,13 @@ struct RunArguments {
     /// Where it tells metrics and readiness to who watches it, HTTP [default: nowhere]
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
+    /// A proxy in front of the edge, or a network of them, that is believed what it says of clients: X-Forwarded-*, Forwarded, X-Real-IP and
+    /// X-Request-Id, and the header of the PROXY protocol, version 2; may be repeated [default: none]
+    #[arg(long = "trusted-proxy", value_name = "CIDR")]
+    trusted_proxies: Vec<ProxyNetwork>,
+    /// Where a line of JSON for each request goes: a file, or `-` for standard output [default: nowhere]
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<PathBuf>,
     #[command(flatten)]
     underlay: joining::UnderlayArguments,
     /// Name of the edge in the cluster [default: the host name]
@@ -121,8 +139,12 @@ impl RunArguments {
     fn kept(&self) -> KeptEdgeOptions {
         KeptEdgeOptions {
             listen: self.listen,
+            tcp_ports: self.tcp_ports.as_ref().map(PortRanges::to_string),
+            listen_tls: self.listen_tls,
             underlay: self.underlay.kept(),
             metrics_listen: self.metrics_listen,
+            trusted_proxies: self.trusted_proxies.clone(),
+            access_log: self.access_log.clone(),
         }
     }
 
@@ -131,12 +153,27 @@ impl RunArguments {
         Ok(EdgeOptions {
             data_dir: self.data_dir,
             listen: kept.listen.unwrap_or(LISTEN),
+            tcp_ports: match kept.tcp_ports {
+                Some(ports) => ports.parse::<PortRanges>()?,
+                None => PortRanges::default(),
+            },
+            listen_tls: kept
+                .listen_tls
+                .or(kept.listen.is_none().then_some(LISTEN_TLS)),
             server: self.server,
             token: self.token.read().await?,
             name: self.name.unwrap_or_else(super::node::host_name),
             region: self.region.unwrap_or_else(joining::default_region),
             metrics_listen: kept.metrics_listen,
             underlay: kept.underlay.options(),
+            trusted_proxies: kept.trusted_proxies,
+            access_log: kept.access_log.map(|path| {
+                if path == Path::new("-") {
+                    AccessLogTarget::Stdout
+                } else {
+                    AccessLogTarget::File(path)
+                }
+            }),
         })
     }
 }
@@ -157,16 +194,25 @@ async fn serve(arguments: RunArguments) -> Result<(), Failure> {
     let kept = role_options::or_kept(arguments.kept(), &arguments.data_dir).await?;
     let options = arguments.options(kept).await?;
     let shutdown = crate::shutdown::until_asked_to_stop()?;
-    let listener = match notify::kept_listener(options.listen) {
-        Some(kept) => tokio::net::TcpListener::from_std(kept)?,
-        None => {
-            let listener = edge_proxy::listen(options.listen).await?;
-            notify::keep_listener(&listener);
-            listener
-        }
+    let listeners = Listeners {
+        http: listener(Kept::Http, options.listen).await?,
+        https: match options.listen_tls {
+            Some(address) => Some(listener(Kept::Https, address).await?),
+            None => None,
+        },
     };
     notify::ready();
-    Ok(Box::pin(edge_proxy::serve(options, listener, shutdown)).await?)
+    Ok(Box::pin(edge_proxy::serve(options, listeners, shutdown)).await?)
+}
+
+/// The listening socket that the process before this one had kept, else another one, which is kept.
+async fn listener(kept: Kept, address: SocketAddr) -> Result<TcpListener, Failure> {
+    if let Some(listener) = notify::kept_listener(kept, address) {
+        return Ok(TcpListener::from_std(listener)?);
+    }
+    let listener = edge_proxy::listen(address).await?;
+    notify::keep_listener(kept, &listener);
+    Ok(listener)
 }
 
 async fn join(arguments: JoinArguments) -> Result<(), Failure> {

@@ -16,7 +16,7 @@ use model::{EnvKey, InstanceId, ProcessName, Timestamp};
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, note};
-use crate::units::{self, parse_count, parse_duration, rfc3339};
+use crate::units::{parse_count, parse_moment, rfc3339};
 use records::Joiner;
 
 const EXAMPLES: &str = "\
@@ -24,12 +24,18 @@ Examples:
   platform logs -f                          everything, and what comes
   platform logs --process web --tail 20
   platform logs --instance 1f0c2b7a --since 10m
+  platform logs --grep timeout -n 20        the last 20 of each instance that have this in them
+  platform logs --since 2026-11-30T08:00:00Z --until 2026-11-30T08:05:00Z
   platform logs --process web --previous    what it said before it was started again, or ended
   platform logs --format json | jq .text    a JSON object per line
 
-First come those that are gone, each with how it ended: what ended within the last hour (or since
---since), at most 5 of a process type; where nothing else is there, what ended last. A node keeps
-their logs for 7 days; `platform ps --ended` lists them, --instance shows any.";
+Lines of the past are in the order of time, whatever node and release they are of. Those of instances
+that are gone are among them, each with how it ended: what ended within the last hour (or since
+--since; with --until or --grep all that is kept), at most 5 of a process type where no time is named;
+where nothing else is there, what ended last. `platform ps --ended` lists them, --instance shows any.
+
+A node keeps the last 16 MiB of each instance, and those of what is gone for 7 days, at most 500
+instances and 256 MiB of them, the oldest of the env with most going first. What was dropped is named.";
 
 /// Colours that tell instances apart.
 const COLOURS: [AnsiColor; 6] = [
@@ -62,9 +68,15 @@ pub(crate) struct Arguments {
     /// At most this many lines of the past, for each instance [default: 100]
     #[arg(long, short = 'n', value_name = "LINES", value_parser = parse_count)]
     tail: Option<u32>,
-    /// Only lines that are not older than this: `10m`
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    since: Option<Duration>,
+    /// Only lines that are not older than this: `10m`, or a time of RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    since: Option<Timestamp>,
+    /// Only lines that are older than this: `10m`, or a time of RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = parse_moment, conflicts_with = "follow")]
+    until: Option<Timestamp>,
+    /// Only lines that have this text in them; it is no pattern, and large and small letters differ
+    #[arg(long, value_name = "TEXT")]
+    grep: Option<String>,
     /// Only the lines of each instance from before it was last started again, and the last run of what is gone
     #[arg(long, conflicts_with = "follow")]
     previous: bool,
@@ -83,7 +95,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         process: arguments.process,
         instance: arguments.instance,
         tail: arguments.tail,
-        since: arguments.since.map(ago),
+        since: arguments.since,
+        until: arguments.until,
+        text: arguments.grep,
         follow: arguments.follow,
         previous: arguments.previous,
     };
@@ -185,11 +199,6 @@ impl Printer {
         }
         Ok(())
     }
-}
-
-fn ago(duration: Duration) -> Timestamp {
-    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    Timestamp(units::now().0.saturating_sub(millis))
 }
 
 /// A line for people: when, who, what.

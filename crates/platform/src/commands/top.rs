@@ -185,6 +185,7 @@ mod tests {
             network_bytes: (1023 << 20, 1023 << 20),
             processes: 32_000,
             init_memory_bytes: 1 << 20,
+            edge_connections: Some(10_000),
         };
         let row = |stats: Option<&GuestStats>, reason: Option<String>| -> StatsRow {
             serde_json::from_value(json!({

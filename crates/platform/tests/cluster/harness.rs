@@ -52,6 +52,8 @@ pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     server: SocketAddr,
     edge: SocketAddr,
+    /// Where the edge answers by HTTPS.
+    edge_tls: SocketAddr,
     registry: SocketAddr,
     /// Where each role tells its metrics.
     metrics: [(&'static str, SocketAddr); 3],
@@ -89,7 +91,15 @@ impl Cluster {
             rustix::process::geteuid().is_root(),
             "needs root; {SKIP}=1 leaves this test out"
         );
-        let [server, edge, registry, of_server, of_node, of_edge] = free_ports();
+        let [
+            server,
+            edge,
+            edge_tls,
+            registry,
+            of_server,
+            of_node,
+            of_edge,
+        ] = free_ports();
         let mut cluster = Self {
             dir: tempfile::Builder::new()
                 .prefix("a clone ")
@@ -97,6 +107,7 @@ impl Cluster {
                 .unwrap(),
             server,
             edge,
+            edge_tls,
             registry,
             metrics: [("server", of_server), ("node", of_node), ("edge", of_edge)],
             children: Vec::new(),
@@ -314,7 +325,9 @@ impl Cluster {
                 .args(["--server", &server, "--name", "test", "--run-dir"])
                 .arg(self.path("run"))
                 .args(&self.node_arguments),
-            _ => command.args(["--server", &server, "--listen", &self.edge.to_string()]),
+            _ => command
+                .args(["--server", &server, "--listen", &self.edge.to_string()])
+                .args(["--listen-tls", &self.edge_tls.to_string()]),
         };
         let metrics = self.metrics(words[0]).to_string();
         command.args(["--metrics-listen", &metrics]);

@@ -5,6 +5,7 @@
 
 mod bad_days;
 mod disk;
+mod drain;
 mod events;
 mod forty;
 mod harness;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use crate::harness::{Cluster, manifest, wait_for};
 
@@ -20,6 +20,17 @@ impl Drop for Forwarding {
 }
 
 impl Forwarding {
+    fn start(cluster: &Cluster, words: &[&str]) -> Self {
+        let mut child = cluster
+            .command(&[&["forward"], words].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, output }
+    }
+
     /// The local port of the next line.
     fn port(&mut self) -> u16 {
         let mut line = String::new();
@@ -57,17 +68,10 @@ fn commands_run_in_microvms_of_their_own_and_ports_are_forwarded() {
     cluster.wait_until_served();
 
     let words = [
-        "forward", "--app", "hello", "-p", "web", ":8080", ":7070", ":7071", ":9",
+        "--app", "hello", "-p", "web", ":8080", ":7070", ":7071", ":9",
     ];
-    let mut child = cluster
-        .command(&words)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = BufReader::new(child.stdout.take().unwrap());
-    let errors = child.stderr.take().unwrap();
-    let mut forwarding = Forwarding { child, output };
+    let mut forwarding = Forwarding::start(&cluster, &words);
+    let errors = forwarding.child.stderr.take().unwrap();
     // Each on IPv4 and IPv6, at the same port.
     let ports: Vec<u16> = (0..8).map(|_| forwarding.port()).collect();
     let pairs: Vec<_> = ports.chunks(2).map(|pair| (pair[0], pair[1])).collect();
@@ -137,5 +141,71 @@ fn commands_run_in_microvms_of_their_own_and_ports_are_forwarded() {
     });
     let missing = run(&["-q", "--", "no-such"]);
     assert_eq!(missing.status, 127, "{}", missing.stderr);
+    cluster.down();
+}
+
+/// What psql prints of a statement, through a local port.
+fn psql(port: u16, statement: &str) -> Result<String, String> {
+    let output = Command::new("psql")
+        .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
+        .args(["-h", "127.0.0.1", "-U", "postgres", "-p", &port.to_string()])
+        .args(["-c", statement])
+        .env("PGPASSWORD", PASSWORD)
+        .env("PGCONNECT_TIMEOUT", "60")
+        .output()
+        .unwrap();
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).unwrap())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+const PASSWORD: &str = "open sesame";
+
+/// Debian's PostgreSQL in a microVM, its data on a volume, and Debian's psql on this machine.
+#[test]
+fn psql_speaks_through_forward_to_a_database_on_a_volume() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let image = cluster.push("postgres");
+    let password = format!("PASSWORD={PASSWORD}");
+    cluster.ok(&["secrets", "set", "postgres", &password, "--app", "postgres"]);
+    let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let manifest = top.join("examples/postgres/platform.toml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let deployed = cluster.deploy(&manifest, &image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+
+    let words = ["--app", "postgres", "-p", "db", ":5432"];
+    let mut forwarding = Forwarding::start(&cluster, &words);
+    let port = forwarding.port();
+    let made = psql(
+        port,
+        "CREATE TABLE items AS SELECT n, repeat('x', 100) AS text FROM generate_series(1, 20000) AS n",
+    );
+    assert_eq!(made, Ok(String::new()));
+    let sums = "SELECT sum(n), sum(length(text)) FROM items";
+    assert_eq!(psql(port, sums).unwrap(), "200010000|2000000\n");
+    // Two megabytes in one answer.
+    let all = psql(port, "SELECT text FROM items").unwrap();
+    assert_eq!(all.lines().filter(|line| line.len() == 100).count(), 20_000);
+    // What the server in the guest refuses comes back as its own error.
+    let refused = psql(port, "SELECT nothing").unwrap_err();
+    assert!(
+        refused.contains("column \"nothing\" does not exist"),
+        "{refused}"
+    );
+
+    // The database is killed and starts again on the same volume; the same local port leads to it.
+    let database = cluster.ready("db").remove(0);
+    cluster.ok(&["signal", &database, "KILL"]);
+    wait_for("the database to have recovered", || {
+        let restarted = |row: &serde_json::Value| row["report"]["restarts"] == 1;
+        cluster.instances().iter().any(restarted)
+            && psql(port, sums).as_deref() == Ok("200010000|2000000\n")
+    });
+    drop(forwarding);
     cluster.down();
 }

@@ -298,30 +298,33 @@ fn processes_of(machines: &Machines, machine: &str) -> Vec<String> {
 /// Ends every process of a machine, and removes what lives in memory: its node's namespace and its run folder.
 fn reboot(machines: &Machines, node: &str) {
     let folder = format!("{}.run", machines.path(node).display());
-    for line in run("ps", &["-eo", "pid,args"]).lines() {
-        let (pid, arguments) = line.trim().split_once(' ').unwrap_or_default();
-        if arguments.contains(&folder) {
+    let namespace = Machines::namespace_of(node);
+    let slirp = format!("/run/netns/{namespace}");
+    // A VMM is within a view of its own, and its command line names its instance alone.
+    let instances = fs::read_dir(machines.path(node).join("instances")).unwrap();
+    let vmms = instances.map(|folder| {
+        let id = folder.unwrap().file_name();
+        format!("instance-{}", id.to_str().unwrap())
+    });
+    let vmms: Vec<String> = vmms.collect();
+    // Those that are ending hold the namespace still.
+    wait_for("no process of the machine", || {
+        let inside = run("ip", &["netns", "pids", &namespace]);
+        let all = run("ps", &["-eo", "pid,args"]);
+        let of_machine = all.lines().filter_map(|line| {
+            let (pid, arguments) = line.trim().split_once(' ')?;
+            let is_vmm = vmms.iter().any(|vmm| arguments.contains(vmm));
+            (is_vmm || arguments.contains(&folder) || arguments.contains(&slirp)).then_some(pid)
+        });
+        let pids: Vec<&str> = inside.split_whitespace().chain(of_machine).collect();
+        for pid in &pids {
             // One that ended by itself meanwhile.
             let _ = std::process::Command::new("kill")
                 .args(["-9", pid])
                 .status();
         }
-    }
-    let namespace = Machines::namespace_of(node);
-    for pid in run("ip", &["netns", "pids", &namespace]).split_whitespace() {
-        let _ = std::process::Command::new("kill")
-            .args(["-9", pid])
-            .status();
-    }
-    let slirp = format!("/run/netns/{namespace}");
-    for line in run("ps", &["-eo", "pid,args"]).lines() {
-        let (pid, arguments) = line.trim().split_once(' ').unwrap_or_default();
-        if arguments.contains(&slirp) {
-            let _ = std::process::Command::new("kill")
-                .args(["-9", pid])
-                .status();
-        }
-    }
+        pids.is_empty()
+    });
     run("ip", &["netns", "delete", &namespace]);
     fs::remove_dir_all(&folder).unwrap();
 }

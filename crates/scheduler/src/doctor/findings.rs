@@ -61,6 +61,12 @@ impl End {
             Self::From(number) | Self::To(number) => number,
         }
     }
+
+    /// The members of ends that are of one kind, and whether links begin there.
+    fn of_group(ends: &[Self]) -> (Vec<NodeId>, bool) {
+        let begins = matches!(ends, [Self::From(_), ..]);
+        (ends.iter().map(|end| end.number()).collect(), begins)
+    }
 }
 
 /// A link as one end measured it.
@@ -242,14 +248,14 @@ impl<'a> Findings<'a> {
         }
         self.one_way(one_way);
         for (common, others) in groups(closed) {
-            self.closed(common, &others);
+            self.closed(&common, &others);
         }
         for (common, others) in groups(silent) {
-            let (name, names) = (self.name(common), self.names(&others));
+            let (name, names) = (self.names(&common), self.names(&others));
             self.add(
                 "no_answer",
                 FindingSeverity::Error,
-                std::iter::once(common).chain(others),
+                common.into_iter().chain(others),
                 [
                     format!("packets of WireGuard arrive between {name} and {names}, and no echo comes back in the tunnel"),
                     "a rule of one of the machines drops what comes out of the tunnel, or one of them does not know the other as its peer yet".to_owned(),
@@ -258,11 +264,11 @@ impl<'a> Findings<'a> {
             );
         }
         for (common, others) in groups(half) {
-            let (name, names) = (self.name(common), self.names(&others));
+            let (name, names) = (self.names(&common), self.names(&others));
             self.add(
                 "half_answered",
                 FindingSeverity::Error,
-                std::iter::once(common).chain(others),
+                common.into_iter().chain(others),
                 [
                     format!("between {name} and {names} echoes of one end come back, and those of the other do not"),
                     "the path broke or was mended meanwhile, or a rule of one machine drops echoes that the other asks for".to_owned(),
@@ -275,10 +281,11 @@ impl<'a> Findings<'a> {
     /// Packets go from `To` to `From`, and do not arrive the other way.
     fn one_way(&mut self, pairs: Vec<(End, End)>) {
         for (common, others) in groups(pairs) {
-            let others: Vec<NodeId> = others.into_iter().map(End::number).collect();
-            let (senders, receivers) = match common {
-                End::From(number) => (vec![number], others),
-                End::To(number) => (others, vec![number]),
+            let ((common, begins), (others, _)) = (End::of_group(&common), End::of_group(&others));
+            let (senders, receivers) = if begins {
+                (common, others)
+            } else {
+                (others, common)
             };
             let (from, to) = (self.names(&senders), self.names(&receivers));
             let ports = self.ports(&senders, &receivers);
@@ -298,12 +305,12 @@ impl<'a> Findings<'a> {
     }
 
     /// No packet arrives, either way.
-    fn closed(&mut self, common: NodeId, others: &[NodeId]) {
-        let (name, names) = (self.name(common), self.names(others));
+    fn closed(&mut self, common: &[NodeId], others: &[NodeId]) {
+        let (name, names) = (self.names(common), self.names(others));
         let placed = |number: &NodeId| self.overview.placed.get(number);
         let has_no_endpoint =
             |number: &NodeId| placed(number).is_some_and(|placed| placed.endpoint.is_none());
-        let numbers = std::iter::once(common).chain(others.iter().copied());
+        let numbers = common.iter().chain(others).copied();
         let is_edge = |number: NodeId| {
             placed(&number).is_some_and(|placed| matches!(placed.member, Member::Edge(_)))
         };
@@ -312,20 +319,20 @@ impl<'a> Findings<'a> {
         } else {
             "`platform network set --mode hubs` has them meet at a hub; or forward the port and say where by `platform node join --advertise`"
         };
-        if has_no_endpoint(&common) && others.iter().all(has_no_endpoint) {
+        if numbers.clone().all(|number| has_no_endpoint(&number)) {
             self.add(
                 "no_endpoint",
                 FindingSeverity::Error,
                 numbers,
                 [
-                    format!("nobody knows where {name} and {names} are reached: neither can call the other"),
-                    "both are behind a NAT that forwards nothing, or did not say how they are reached".to_owned(),
+                    format!("nobody knows where {name} and {names} are reached: they cannot call each other"),
+                    "all of them are behind a NAT that forwards nothing, or did not say how they are reached".to_owned(),
                     mend.to_owned(),
                 ],
             );
             return;
         }
-        let ports = self.ports(others, &[common]);
+        let ports = self.ports(others, common);
         self.add(
             "udp_blocked",
             FindingSeverity::Error,
@@ -397,16 +404,17 @@ impl<'a> Findings<'a> {
             .map(|measured| (End::From(measured.from), End::To(measured.to)))
             .collect();
         for (common, others) in groups(lost) {
-            let others: Vec<NodeId> = others.into_iter().map(End::number).collect();
-            let (name, names) = (self.name(common.number()), self.names(&others));
-            let found = match common {
-                End::From(_) => format!("no Packet Too Big of {names} comes back to {name}"),
-                End::To(_) => format!("no Packet Too Big of {name} comes back to {names}"),
+            let ((common, begins), (others, _)) = (End::of_group(&common), End::of_group(&others));
+            let (name, names) = (self.names(&common), self.names(&others));
+            let found = if begins {
+                format!("no Packet Too Big of {names} comes back to {name}")
+            } else {
+                format!("no Packet Too Big of {name} comes back to {names}")
             };
             self.add(
                 "too_big_lost",
                 FindingSeverity::Error,
-                std::iter::once(common.number()).chain(others),
+                common.into_iter().chain(others),
                 [
                     format!("{found}: a packet that is too large for a link was not answered by it"),
                     "a rule on one of the machines drops ICMPv6 errors. Connections hang where the MTU becomes smaller".to_owned(),
@@ -442,12 +450,12 @@ impl<'a> Findings<'a> {
             }
         }
         for (common, others) in groups(large) {
-            let (name, names) = (self.name(common), self.names(&others));
-            let kernels = self.kernels(std::iter::once(common).chain(others.iter().copied()));
+            let (name, names) = (self.names(&common), self.names(&others));
+            let kernels = self.kernels(common.iter().chain(&others).copied());
             self.add(
                 "large_segments_lost",
                 FindingSeverity::Error,
-                std::iter::once(common).chain(others),
+                common.into_iter().chain(others),
                 [
                     format!("TCP between {name} and {names} arrives segment by segment, and does not where the kernel cuts and joins many (GSO and GRO)"),
                     format!("a kernel mangles them: {kernels}. Those of Linux 7.0 and 7.1, and drivers of some network cards, do"),
@@ -456,11 +464,11 @@ impl<'a> Findings<'a> {
             );
         }
         for (common, others) in groups(none) {
-            let (name, names) = (self.name(common), self.names(&others));
+            let (name, names) = (self.names(&common), self.names(&others));
             self.add(
                 "tcp_lost",
                 FindingSeverity::Error,
-                std::iter::once(common).chain(others),
+                common.into_iter().chain(others),
                 [
                     format!("echoes come back between {name} and {names}, and what TCP sends does not, not even segment by segment"),
                     "a rule on one of the machines drops TCP in the tunnel, or something on the way changes packets".to_owned(),
@@ -498,18 +506,15 @@ impl<'a> Findings<'a> {
             }
         }
         for (common, others) in groups(lost) {
-            let (name, names) = (self.name(common), self.names(&others));
+            let (name, names) = (self.names(&common), self.names(&others));
             let home = |number: &NodeId| self.overview.placed.get(number)?.home;
-            let homes: BTreeSet<NodeId> = std::iter::once(&common)
-                .chain(&others)
-                .filter_map(home)
-                .collect();
+            let homes: BTreeSet<NodeId> = common.iter().chain(&others).filter_map(home).collect();
             let homes: Vec<_> = homes.into_iter().collect();
             let homes = self.names(&homes);
             self.add(
                 "not_relayed",
                 FindingSeverity::Error,
-                std::iter::once(common).chain(others),
+                common.into_iter().chain(others),
                 [
                     format!("{name} and {names} do not reach each other by way of their hubs"),
                     format!("a hub of theirs ({homes}) does not pass packets on, or hubs do not reach each other"),
@@ -533,12 +538,12 @@ impl<'a> Findings<'a> {
             .map(|measured| (End::From(measured.from), End::To(measured.to)))
             .collect();
         for (common, others) in groups(inside) {
-            let others: Vec<NodeId> = others.into_iter().map(End::number).collect();
-            let (name, names) = (self.name(common.number()), self.names(&others));
+            let ((common, _), (others, _)) = (End::of_group(&common), End::of_group(&others));
+            let (name, names) = (self.names(&common), self.names(&others));
             self.add(
                 "endpoint_inside",
                 FindingSeverity::Error,
-                std::iter::once(common.number()).chain(others),
+                common.into_iter().chain(others),
                 [
                     format!("between {name} and {names} an endpoint is within the cluster's own prefix {prefix}/48"),
                     "packets of WireGuard would have to go through the tunnel that they are".to_owned(),
@@ -558,15 +563,15 @@ impl<'a> Findings<'a> {
             }
         }
         for (common, others) in groups(lost.keys().copied()) {
-            let most = (others.iter())
-                .filter_map(|other| lost.get(&(common.min(*other), common.max(*other))))
+            let most = (pairs(&common, &others))
+                .filter_map(|pair| lost.get(&pair))
                 .max();
             let most = most.copied().unwrap_or_default();
-            let (name, names) = (self.name(common), self.names(&others));
+            let (name, names) = (self.names(&common), self.names(&others));
             self.add(
                 "loss",
                 FindingSeverity::Warning,
-                std::iter::once(common).chain(others),
+                common.into_iter().chain(others),
                 [
                     format!("up to {most}% of the echoes between {name} and {names} are lost"),
                     "the network between them is overloaded or broken, or one of the machines is".to_owned(),
@@ -603,6 +608,15 @@ impl<'a> Findings<'a> {
             );
         }
     }
+}
+
+/// Each of the ones with each of the others, the lower first.
+fn pairs(ones: &[NodeId], others: &[NodeId]) -> impl Iterator<Item = (NodeId, NodeId)> {
+    ones.iter().flat_map(move |one| {
+        others
+            .iter()
+            .map(move |other| (*one.min(other), *one.max(other)))
+    })
 }
 
 /// How many of a hundred echoes are lost, where that is worth a word and not all of them are.

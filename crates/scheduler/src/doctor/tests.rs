@@ -165,8 +165,8 @@ fn two_behind_nats_are_told_to_meet_at_a_hub() {
         &findings(&overview, &members),
         &expect![[r#"
         error no_endpoint [n2 n3]
-          nobody knows where web-2 and web-3 are reached: neither can call the other
-          both are behind a NAT that forwards nothing, or did not say how they are reached
+          nobody knows where web-2 and web-3 are reached: they cannot call each other
+          all of them are behind a NAT that forwards nothing, or did not say how they are reached
           `platform network set --mode hubs` has them meet at a hub; or forward the port and say where by `platform node join --advertise`
     "#]],
     );

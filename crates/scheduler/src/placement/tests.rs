@@ -8,7 +8,7 @@ use crate::fixtures::{InstanceFixture, MIB, cluster, deploy, key, lapse, manifes
 use crate::node_protocol::NeededProtocol;
 use api::enrollment::NodeDisk;
 use expect_test::{Expect, expect};
-use model::instance::EgressPolicy;
+use model::instance::{EgressPolicy, Runs};
 use model::{Timestamp, VolumeId};
 
 fn check(cluster: &ClusterState, memory_mib: u64, expected: Expect) {
@@ -60,7 +60,7 @@ fn what_an_older_agent_would_ignore_goes_to_nodes_that_do_it() {
             needs: Resources::default(),
             archs: &["amd64"],
             region: None,
-            protocol: NeededProtocol::of(egress),
+            protocol: NeededProtocol::of(egress, Runs::App),
             pinned,
         });
         if let Err(error) = &chosen {

@@ -9,7 +9,7 @@ use model::{InstanceId, Timestamp};
 use super::strategy_tests::Played;
 use super::{CommandRefused, LOST_AFTER_MS, Planner, WantedCommand};
 use crate::apply::{Command, apply};
-use crate::cluster_state::Scheduling;
+use crate::cluster_state::{Presence, Scheduling};
 use crate::fixtures::{READY, RUNNING, exit, key, lapse, manifest, name, process};
 use crate::rollout::READY_DEADLINE_MS;
 use crate::routes::routes;
@@ -182,4 +182,26 @@ fn case_what_cannot_be_run_is_refused_with_the_reason_and_changes_nothing() {
             .values()
             .any(|i| matches!(i.spec.runs, Runs::Command { .. }))
     );
+}
+
+/// An older agent would keep the spec of a command and never start it.
+#[test]
+fn case_a_command_goes_to_no_node_whose_agent_cannot_read_it() {
+    let mut played = rolled_out();
+    let since = Timestamp(0);
+    let nodes: Vec<_> = played.cluster.nodes.keys().copied().collect();
+    for node in &nodes {
+        let node = played.cluster.nodes.get_mut(node).unwrap();
+        node.presence = Presence::Heard { since, protocol: 3 };
+    }
+    let refused = played.run().unwrap_err().to_string();
+    let why = "its agent is too old for commands of `platform run` (protocol version 3, and 4 is needed): upgrade `platform` on it";
+    assert!(refused.contains(why), "{refused}");
+    // Its app's instances are what older agents can read.
+    let planned = super::plan(&played.cluster, played.now, &mut || 0x99);
+    assert!(planned.actions.is_empty(), "{:?}", planned.actions);
+    let newer = played.cluster.nodes.get_mut(&nodes[0]).unwrap();
+    newer.presence = Presence::Heard { since, protocol: 4 };
+    let id = played.run().unwrap();
+    assert_eq!(played.cluster.instances[&id].node, nodes[0]);
 }

@@ -263,7 +263,7 @@ impl Task<'_> {
             archs: &archs,
             region: process.region.as_deref(),
             labels: &process.labels,
-            protocol: NeededProtocol::of(process.egress),
+            protocol: NeededProtocol::of(process.egress, runs),
             pinned,
         };
         let node = planner.placement.choose(&demand).inspect_err(|_| {

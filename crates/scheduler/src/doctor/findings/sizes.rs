@@ -10,7 +10,7 @@ use api::user::FindingSeverity;
 use model::NodeId;
 
 use super::super::groups::groups;
-use super::{End, Findings, Measured};
+use super::{End, Findings, Measured, pairs};
 
 /// The bytes that WireGuard adds over IPv4: 20 of IPv4, 8 of UDP, 32 of its own.
 const OVERHEAD_V4: u32 = 60;
@@ -50,16 +50,12 @@ impl Findings<'_> {
             }
         }
         for (common, others) in groups(too_large.keys().copied()) {
-            let size = (others.iter())
-                .filter_map(|other| {
-                    too_large
-                        .get(&(common.min(*other), common.max(*other)))
-                        .copied()
-                })
+            let size = (pairs(&common, &others))
+                .filter_map(|pair| too_large.get(&pair).copied())
                 .min()
                 .unwrap_or(mtu);
-            let (name, names) = (self.name(common), self.names(&others));
-            let numbers = std::iter::once(common).chain(others);
+            let (name, names) = (self.names(&common), self.names(&others));
+            let numbers = common.into_iter().chain(others);
             if size < MIN_OVERLAY_MTU {
                 self.add(
                     "mtu_below_least",
@@ -85,26 +81,26 @@ impl Findings<'_> {
             }
         }
         for (common, others) in groups(cut.keys().copied()) {
-            self.cut(&cut, common, others, &set);
+            self.cut(&cut, &common, &others, &set);
         }
     }
 
     /// Packets of WireGuard that are cut on the way.
-    fn cut(&mut self, cut: &BTreeMap<(End, End), u32>, common: End, others: Vec<End>, set: &str) {
-        let least = (others.iter())
-            .filter_map(|other| match common {
-                End::From(_) => cut.get(&(common, *other)).copied(),
-                End::To(_) => cut.get(&(*other, common)).copied(),
-            })
-            .min()
-            .unwrap_or_default();
-        let others: Vec<NodeId> = others.into_iter().map(End::number).collect();
-        let (name, names) = (self.name(common.number()), self.names(&others));
-        let way = match common {
-            End::From(_) => format!("from {name} to {names}"),
-            End::To(_) => format!("from {names} to {name}"),
+    fn cut(&mut self, cut: &BTreeMap<(End, End), u32>, common: &[End], others: &[End], set: &str) {
+        let ((common, begins), (others, _)) = (End::of_group(common), End::of_group(others));
+        let (from, to) = if begins {
+            (&common, &others)
+        } else {
+            (&others, &common)
         };
-        let numbers = std::iter::once(common.number()).chain(others);
+        let ends = from.iter().flat_map(|from| {
+            let to = to.iter();
+            to.map(|to| (End::From(*from), End::To(*to)))
+        });
+        let least = ends.filter_map(|ends| cut.get(&ends).copied()).min();
+        let least = least.unwrap_or_default();
+        let way = format!("from {} to {}", self.names(from), self.names(to));
+        let numbers = common.iter().chain(&others).copied();
         let found = format!(
             "WireGuard's packets {way} are cut into fragments: the network there takes {least} bytes"
         );

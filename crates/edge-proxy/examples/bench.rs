@@ -1,0 +1,361 @@
+//! What a request costs the edge, beside Debian's haproxy: the same backend, the same core, the same run. `make bench` runs it; it needs
+//! haproxy and two cores.
+//!
+//! `bench` starts both proxies on core 0, one thread each, and asks them in turn from core 1, where the backend is too. A request's cost is the CPU time of
+//! the proxy's process, of the kernel's statistics. Of `ROUNDS` rounds the median counts.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench tells its numbers, and fails by panicking"
+)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use edge_proxy::EdgeOptions;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// As the `platform` binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ROUNDS: usize = 5;
+const MEASURED: Duration = Duration::from_secs(3);
+const CLIENTS: usize = 64;
+/// The most that the edge may cost, in what haproxy costs: a request on a connection that is kept, and one with a connection of its own.
+const GOALS: [(Kind, f64); 2] = [(Kind::Kept, 1.0), (Kind::New, 1.2)];
+/// Connections that are idle, from so many addresses each.
+const IDLE: (usize, u8) = (1200, 8);
+const IDLE_GOAL_BYTES: u64 = 12 * 1024;
+const RSS_GOAL_KIB: u64 = 25 * 1024;
+
+/// As a browser writes it.
+const REQUEST: &str = "GET /index.html?a=b HTTP/1.1\r\nHost: bench.test\r\n\
+    User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n\
+    Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n\
+    Accept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, deflate\r\n\
+    Cookie: session=0123456789abcdef0123456789abcdef\r\n";
+const RESPONSE: &str = "HTTP/1.1 200 OK\r\nServer: bench\r\nDate: Mon, 30 Nov 2026 08:00:00 GMT\r\n\
+    Content-Type: text/plain\r\nContent-Length: 128\r\n\r\n";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Connections are kept.
+    Kept,
+    /// Each request has a connection of its own.
+    New,
+}
+
+struct Proxy {
+    name: &'static str,
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What one round told.
+struct Measured {
+    micros_a_request: f64,
+    requests_a_second: f64,
+    p99_micros: u32,
+}
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let [role, folder, listen] = &arguments[..]
+        && role == "edge"
+    {
+        return run_edge(PathBuf::from(folder), listen.parse().unwrap());
+    }
+    pin("1", std::process::id());
+    let limit = rustix::process::Resource::Nofile;
+    let most = rustix::process::getrlimit(limit).maximum;
+    let all = rustix::process::Rlimit {
+        current: most,
+        maximum: most,
+    };
+    rustix::process::setrlimit(limit, all).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(bench());
+}
+
+fn run_edge(data_dir: PathBuf, listen: SocketAddr) {
+    let options = EdgeOptions {
+        data_dir,
+        listen,
+        // Nobody is there: it serves what it kept.
+        server: Some("https://127.0.0.1:1".to_owned()),
+        token: Some(
+            identity::EnrollmentToken::generate([0; 32], None)
+                .unwrap()
+                .to_string(),
+        ),
+        name: "edge".to_owned(),
+        region: "home".to_owned(),
+        metrics_listen: None,
+        listen_tls: None,
+        tcp_ports: edge_proxy::PortRanges::default(),
+        underlay: membership::UnderlayOptions::default(),
+        trusted_proxies: Vec::new(),
+        access_log: None,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let shutdown = CancellationToken::new();
+    runtime
+        .block_on(edge_proxy::run(options, shutdown))
+        .unwrap();
+}
+
+fn pin(core: &str, pid: u32) {
+    let pid = pid.to_string();
+    let pinned = Command::new("taskset")
+        .args(["-a", "-c", "-p", core, &pid])
+        .stdout(Stdio::null())
+        .status();
+    assert!(pinned.unwrap().success(), "taskset");
+}
+
+async fn bench() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = backend().await;
+    let mut proxies = [edge(dir.path(), backend), haproxy(dir.path(), backend)];
+    for proxy in &mut proxies {
+        while TcpStream::connect(proxy.address).await.is_err() {
+            let ended = proxy.process.try_wait().unwrap();
+            assert!(ended.is_none(), "{} ended: {ended:?}", proxy.name);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let mut missed = Vec::new();
+    for (kind, goal) in GOALS {
+        let mut rounds: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
+        for _ in 0..ROUNDS {
+            for (proxy, rounds) in proxies.iter().zip(&mut rounds) {
+                rounds.push(measure(proxy, kind).await);
+            }
+        }
+        let medians = rounds.map(|mut rounds| {
+            rounds.sort_by(|a, b| a.micros_a_request.total_cmp(&b.micros_a_request));
+            rounds.swap_remove(ROUNDS / 2)
+        });
+        for (proxy, median) in proxies.iter().zip(&medians) {
+            println!(
+                "{kind:?} {:8} {:6.2} us of CPU a request, {:7.0} requests/s, p99 {} us",
+                proxy.name, median.micros_a_request, median.requests_a_second, median.p99_micros
+            );
+        }
+        let ratio = medians[0].micros_a_request / medians[1].micros_a_request;
+        println!("{kind:?} edge / haproxy: {ratio:.2} (at most {goal})");
+        if ratio > goal {
+            missed.push(format!("{kind:?}: {ratio:.2}"));
+        }
+    }
+    let before = rss_kib(&proxies[0]);
+    let idle = idle_connections(proxies[0].address).await;
+    // Until each connection has given up what it had for its request.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let after = rss_kib(&proxies[0]);
+    let each = after.saturating_sub(before) * 1024 / idle.len() as u64;
+    println!(
+        "edge: {before} KiB RSS under load (at most {RSS_GOAL_KIB}), {each} bytes an idle connection of {} (at most {IDLE_GOAL_BYTES})",
+        idle.len()
+    );
+    if each > IDLE_GOAL_BYTES || before > RSS_GOAL_KIB {
+        missed.push(format!("{before} KiB RSS, {each} bytes an idle connection"));
+    }
+    assert!(missed.is_empty(), "goals missed: {missed:?}");
+}
+
+fn edge(dir: &Path, backend: SocketAddr) -> Proxy {
+    let (data, address) = (dir.join("edge"), free_address());
+    fs::create_dir(&data).unwrap();
+    let routes = format!(
+        r#"{{"version": 1, "generation": 1, "routes": {{"bench.test": {{
+            "env": {{"app": "bench", "env": "prod"}}, "process": "web",
+            "backends": [{{"instance": "00000001", "address": "{backend}"}}]}}}}}}"#
+    );
+    fs::write(data.join("routes.json"), routes).unwrap();
+    let program = env::current_exe().unwrap();
+    let process = Command::new("taskset")
+        .args(["-c", "0"])
+        .arg(program)
+        .arg("edge")
+        .arg(&data)
+        .arg(address.to_string())
+        .spawn();
+    Proxy {
+        name: "edge",
+        process: process.unwrap(),
+        address,
+    }
+}
+
+fn haproxy(dir: &Path, backend: SocketAddr) -> Proxy {
+    let (file, address) = (dir.join("haproxy.cfg"), free_address());
+    let text = format!(
+        "global\n  maxconn 4000\n  nbthread 1\n\
+         defaults\n  mode http\n  option forwardfor\n  timeout connect 2s\n  timeout client 75s\n  timeout server 120s\n\
+         frontend clients\n  bind {address}\n  use_backend apps if {{ hdr(host) bench.test }}\n\
+         backend apps\n  server app {backend}\n"
+    );
+    fs::write(&file, text).unwrap();
+    let process = Command::new("taskset")
+        .args(["-c", "0", "haproxy", "-db", "-f"])
+        .arg(&file)
+        .stdout(Stdio::null())
+        .spawn();
+    Proxy {
+        name: "haproxy",
+        process: process.expect("haproxy is not installed: apt-get install haproxy"),
+        address,
+    }
+}
+
+fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+/// A backend that answers each request with the same bytes.
+async fn backend() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = format!("{RESPONSE}{}", "x".repeat(128));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            stream.set_nodelay(true).unwrap();
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 4096];
+                let mut filled = 0;
+                while let Ok(read @ 1..) = stream.read(&mut buffer[filled..]).await {
+                    filled += read;
+                    if buffer[..filled].ends_with(b"\r\n\r\n") {
+                        filled = 0;
+                        if stream.write_all(answer.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+async fn measure(proxy: &Proxy, kind: Kind) -> Measured {
+    let end = Instant::now() + MEASURED;
+    let before = cpu_nanos(proxy.process.id());
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| tokio::spawn(client(proxy.address, kind, end)))
+        .collect();
+    let mut took = Vec::new();
+    for client in clients {
+        took.extend(client.await.unwrap());
+    }
+    let nanos = cpu_nanos(proxy.process.id()) - before;
+    let requests = f64::from(u32::try_from(took.len()).unwrap());
+    took.sort_unstable();
+    Measured {
+        micros_a_request: Duration::from_nanos(nanos).as_secs_f64() * 1e6 / requests,
+        requests_a_second: requests / MEASURED.as_secs_f64(),
+        p99_micros: took[took.len() * 99 / 100],
+    }
+}
+
+/// Asks until `end`; returns how long each answer took, in microseconds.
+async fn client(address: SocketAddr, kind: Kind, end: Instant) -> Vec<u32> {
+    let last = if kind == Kind::New {
+        "Connection: close\r\n\r\n"
+    } else {
+        "\r\n"
+    };
+    let request = format!("{REQUEST}{last}");
+    let mut took = Vec::new();
+    let mut kept = None;
+    while Instant::now() < end {
+        let begun = Instant::now();
+        let mut stream = match kept.take() {
+            Some(stream) => stream,
+            None => TcpStream::connect(address).await.unwrap(),
+        };
+        ask(&mut stream, &request).await;
+        if kind == Kind::New {
+            // The proxy closes first.
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        } else {
+            kept = Some(stream);
+        }
+        took.push(u32::try_from(begun.elapsed().as_micros()).unwrap());
+    }
+    took
+}
+
+async fn ask(stream: &mut TcpStream, request: &str) {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut buffer = [0; 4096];
+    let mut filled = 0;
+    loop {
+        let read = stream.read(&mut buffer[filled..]).await.unwrap();
+        assert!(read > 0, "the proxy closed the connection");
+        filled += read;
+        let head = buffer[..filled]
+            .windows(4)
+            .position(|end| end == b"\r\n\r\n");
+        if head.is_some_and(|head| filled == head + 4 + 128) {
+            assert!(buffer.starts_with(b"HTTP/1.1 200 "));
+            return;
+        }
+    }
+}
+
+async fn idle_connections(address: SocketAddr) -> Vec<TcpStream> {
+    let mut idle = Vec::new();
+    let (each, addresses) = IDLE;
+    for from in 1..=addresses {
+        for _ in 0..each {
+            let socket = TcpSocket::new_v4().unwrap();
+            let from = IpAddr::from(Ipv4Addr::new(127, 0, 1, from));
+            socket.bind(SocketAddr::new(from, 0)).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            ask(&mut stream, &format!("{REQUEST}\r\n")).await;
+            idle.push(stream);
+        }
+    }
+    idle
+}
+
+/// CPU time of all threads of a process.
+fn cpu_nanos(pid: u32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_thread = threads.map(|thread| {
+        let text = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
+        let nanos = text.split_whitespace().next().unwrap();
+        nanos.parse::<u64>().unwrap()
+    });
+    of_thread.sum()
+}
+
+fn rss_kib(proxy: &Proxy) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", proxy.process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.unwrap().trim().trim_end_matches(" kB");
+    kib.parse().unwrap()
+}

@@ -1,0 +1,519 @@
+//! A client's connection: one request after another, each read, answered and reported, on one task.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use http1::{
+    ForBackend, Framing, HeadEnd, Name, Refusal, RequestLimits, Target, Version, find_request_end,
+    write_request,
+};
+use model::Generation;
+use tokio_util::sync::CancellationToken;
+
+use crate::access_log::Entry;
+use crate::answer::{self, Answer, Form};
+use crate::client::{Client, Stream, poll_write};
+use crate::forward::{Edge, Ends, Forwarded, Request, Scheme};
+use crate::limits::{
+    BACKEND_HELD, BUFFER_BYTES, CLIENT_WRITE_TIMEOUT, HEAD_READ_TIMEOUT, IDLE_TIMEOUT,
+    LINGER_TIMEOUT, MAX_EMPTY_LINES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_REQUEST_ID_BYTES,
+    MAX_TARGET_BYTES,
+};
+use crate::metrics::Unrouted;
+use crate::routes::HostRoute;
+use crate::session::{After, Asked, Session, Summary};
+use crate::timer::Timer;
+
+const LIMITS: RequestLimits = RequestLimits {
+    fields: MAX_HEADERS,
+    target_bytes: MAX_TARGET_BYTES,
+};
+
+/// What a client that was gone is in the access log, as in nginx's.
+const CLIENT_GONE: u16 = 499;
+
+struct Connection<S> {
+    edge: Arc<Edge>,
+    ends: Ends,
+    /// Whether who connected is believed what it says of clients.
+    is_trusted: bool,
+    /// The address of who connected.
+    peer: String,
+    session: Session<S>,
+}
+
+/// What came of waiting for a request.
+enum Next {
+    /// A head of so many bytes is at the begin of the client's buffer.
+    Head(usize),
+    Refused(Refusal),
+    /// The client is gone or idle, or the edge shuts down.
+    Ended,
+}
+
+/// Serves a client until its connection ends; after `shutdown` until the request in flight is answered.
+pub(crate) async fn serve<S: Stream>(
+    edge: Arc<Edge>,
+    stream: S,
+    ends: Ends,
+    shutdown: CancellationToken,
+) {
+    let peer = ends.client.ip().to_canonical();
+    let is_trusted = edge.trusted_proxies.contains(peer);
+    let timer = Timer::new(Instant::now() + HEAD_READ_TIMEOUT);
+    let share = (!is_trusted).then(|| edge.shares.take(peer));
+    let mut connection = Connection {
+        edge,
+        ends,
+        is_trusted,
+        peer: peer.to_string(),
+        session: Session::new(Client::new(stream), timer),
+    };
+    if matches!(share, Some(None)) {
+        connection.refuse_share().await;
+        return;
+    }
+    connection.serve(&shutdown).await;
+    if let Some(held) = connection.session.held.take() {
+        connection.edge.release(held);
+    }
+}
+
+impl<S: Stream> Connection<S> {
+    async fn serve(&mut self, shutdown: &CancellationToken) {
+        let mut ending = pin!(shutdown.cancelled());
+        let mut is_first = true;
+        loop {
+            let after = match self.next(ending.as_mut(), is_first).await {
+                Next::Head(length) => self.answer(length, shutdown).await,
+                Next::Refused(refusal) => {
+                    self.session.host.clear();
+                    self.refuse(refusal, Instant::now()).await
+                }
+                Next::Ended => return self.say_end().await,
+            };
+            is_first = false;
+            match after {
+                After::Next => {}
+                After::Close if self.session.client.buffer.is_empty() => {
+                    return self.say_end().await;
+                }
+                After::Close | After::Linger => return self.linger().await,
+                After::Cut => return,
+            }
+        }
+    }
+
+    /// Waits for the next head, with an idle connection's patience until its first byte.
+    async fn next(
+        &mut self,
+        mut ending: Pin<&mut impl Future<Output = ()>>,
+        is_first: bool,
+    ) -> Next {
+        let Session { client, timer, .. } = &mut self.session;
+        let since = Instant::now();
+        let mut is_idle = client.buffer.is_empty();
+        let mut is_resting = is_first;
+        if !is_first {
+            timer.set(if is_idle {
+                since + BACKEND_HELD
+            } else {
+                since + HEAD_READ_TIMEOUT
+            });
+        }
+        let (mut scanned, mut empty_lines) = (0, 0);
+        poll_fn(|context| {
+            let session = &mut self.session;
+            loop {
+                if let Some(next) = begun(&mut session.client, &mut scanned, &mut empty_lines) {
+                    return Poll::Ready(next);
+                }
+                match session.client.poll_read(context, MAX_HEAD_BYTES) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Ended),
+                    Poll::Ready(Ok(_)) if is_idle => {
+                        is_idle = false;
+                        if !is_first {
+                            session.timer.set(Instant::now() + HEAD_READ_TIMEOUT);
+                        }
+                    }
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => break,
+                }
+            }
+            if is_idle && ending.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Next::Ended);
+            }
+            while session.timer.poll(context).is_ready() {
+                if is_resting || !is_idle {
+                    return Poll::Ready(Next::Ended);
+                }
+                is_resting = true;
+                if let Some(held) = session.held.take() {
+                    self.edge.release(held);
+                }
+                session.shrink();
+                session.timer.set(since + IDLE_TIMEOUT);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Answers one request, whatever happens.
+    async fn answer(&mut self, length: usize, shutdown: &CancellationToken) -> After {
+        let since = Instant::now();
+        let mut summary = Summary::default();
+        let session = &mut self.session;
+        session.host.clear();
+        let bytes = &session.client.buffer.data()[..length];
+        if let Err(refusal) = session.request.read(bytes, LIMITS) {
+            return self.refuse(refusal, since).await;
+        }
+        let request = &session.request;
+        let asked = Asked {
+            since,
+            version: request.version,
+            framing: request.framing,
+            is_head: request.method.of(bytes) == b"HEAD",
+            is_safe: request.is_safe(bytes),
+            wants_upgrade: request.wants_upgrade,
+            wants_json: request.wants_json,
+            expects_continue: request.expects_continue,
+            keeps: request.keeps_alive && !shutdown.is_cancelled(),
+        };
+        if self.edge.access_log.is_some() || tracing::enabled!(tracing::Level::DEBUG) {
+            summary.method = String::from_utf8_lossy(request.method.of(bytes)).into_owned();
+            if let Target::Path(path) = request.target {
+                let path = path.of(bytes).split(|byte| *byte == b'?').next();
+                summary.path = String::from_utf8_lossy(path.unwrap_or_default()).into_owned();
+            }
+        }
+        if let Ok(authority) = request.host(bytes) {
+            let host = authority.host.iter();
+            (session.host).extend(host.map(|byte| char::from(byte.to_ascii_lowercase())));
+        }
+        self.name_client(length);
+        let after = self.route(length, asked, &mut summary).await;
+        self.report(since, &summary);
+        after
+    }
+
+    /// Finds out who the client is, and under which id the request is in the log.
+    fn name_client(&mut self, length: usize) {
+        let Session {
+            client,
+            request,
+            request_id,
+            client_address,
+            ..
+        } = &mut self.session;
+        if !self.is_trusted {
+            answer::write_request_id(request_id);
+            if client_address.is_empty() {
+                client_address.push_str(&self.peer);
+            }
+            return;
+        }
+        let bytes = &client.buffer.data()[..length];
+        let given = request.values(Name::XRequestId, bytes).next();
+        let is_usable = |id: &&[u8]| {
+            (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
+                && id
+                    .iter()
+                    .all(|byte| byte.is_ascii_graphic() && !b"\"\\".contains(byte))
+        };
+        match given.filter(is_usable) {
+            Some(id) => *request_id = String::from_utf8_lossy(id).into_owned(),
+            None => answer::write_request_id(request_id),
+        }
+        let trusted = &self.edge.trusted_proxies;
+        let named: Option<IpAddr> = trusted.client_of(request.values(Name::XForwardedFor, bytes));
+        *client_address = named.map_or_else(|| self.peer.clone(), |named| named.to_string());
+    }
+
+    async fn route(&mut self, length: usize, asked: Asked, summary: &mut Summary) -> After {
+        let session = &mut self.session;
+        if session.request.target == Target::Server {
+            session.client.buffer.consume(length);
+            return self.respond_to_options(asked, summary).await;
+        }
+        let edge = Arc::clone(&self.edge);
+        let host = &session.host;
+        let own = match edge.routes.find(host) {
+            None if edge.routes.generation() == Generation::default() => {
+                edge.metrics.unrouted(Unrouted::NoRoutesYet);
+                let request = &session.request_id;
+                tracing::warn!(request, host, "this edge knows no route yet");
+                Answer::not_now()
+            }
+            None => {
+                edge.metrics.unrouted(Unrouted::UnknownHost);
+                Answer::unknown_host(host)
+            }
+            Some(to) => return self.send(length, &to, asked, summary).await,
+        };
+        session.client.buffer.consume(length);
+        let is_whole = asked.framing == Framing::Empty;
+        self.respond(&own, Some(asked), is_whole, summary).await
+    }
+
+    /// Gives the request to the app that its host leads to.
+    async fn send(
+        &mut self,
+        length: usize,
+        to: &HostRoute,
+        asked: Asked,
+        summary: &mut Summary,
+    ) -> After {
+        let (process, env) = (&to.route.process, &to.route.env);
+        let (host, request) = (&self.session.host, &self.session.request_id);
+        let (mut own, mut is_whole) = (None, asked.framing == Framing::Empty);
+        let in_flight = to.begin();
+        if to.route.backends.is_empty() {
+            tracing::warn!(request, host, %env, %process, "no instance is ready");
+            own = Some(Answer::not_now());
+        } else if in_flight.is_none() {
+            tracing::warn!(request, host, %env, %process, "the host has as many requests as it may have");
+            own = Some(Answer::host_has_its_share());
+        }
+        let session = &mut self.session;
+        if own.is_none() {
+            session.to_backend.clear();
+            let bytes = &session.client.buffer.data()[..length];
+            let made = ForBackend {
+                peer: &self.peer,
+                client: &session.client_address,
+                scheme: self.ends.scheme.as_str(),
+                is_trusted: self.is_trusted,
+                request_id: &session.request_id,
+            };
+            write_request(&mut session.to_backend, &session.request, bytes, made);
+        }
+        session.client.buffer.consume(length);
+        if own.is_none() {
+            let request = Request {
+                edge: &self.edge,
+                ends: self.ends,
+                to,
+                asked,
+                session,
+                summary,
+            };
+            match request.forward().await {
+                Forwarded::Answered(after) => return after,
+                Forwarded::Gone => {
+                    summary.status = CLIENT_GONE;
+                    return After::Cut;
+                }
+                Forwarded::Own {
+                    answer,
+                    is_whole: read,
+                } => {
+                    own = Some(answer);
+                    is_whole = read;
+                }
+            }
+        }
+        let Some(own) = own else { return After::Cut };
+        to.counted.answered(own.status, asked.since.elapsed());
+        self.respond(&own, Some(asked), is_whole, summary).await
+    }
+
+    /// Answers what is no request. Where the next one would begin is not known, so the connection ends.
+    async fn refuse(&mut self, refusal: Refusal, since: Instant) -> After {
+        self.edge.metrics.unrouted(Unrouted::BadRequest);
+        answer::write_request_id(&mut self.session.request_id);
+        self.session.client_address.clone_from(&self.peer);
+        let mut summary = Summary {
+            error: Some(refusal.to_string()),
+            ..Summary::default()
+        };
+        let after = self
+            .respond(&Answer::refused(refusal), None, false, &mut summary)
+            .await;
+        self.report(since, &summary);
+        after
+    }
+
+    async fn refuse_share(&mut self) {
+        tracing::debug!(client = %self.ends.client, "a client has as many connections as it may have");
+        answer::write_request_id(&mut self.session.request_id);
+        let answer = Answer::client_has_its_share();
+        self.respond(&answer, None, false, &mut Summary::default())
+            .await;
+        self.linger().await;
+    }
+
+    /// Answers by itself. With `is_whole` all of the request was read.
+    async fn respond(
+        &mut self,
+        answer: &Answer,
+        asked: Option<Asked>,
+        is_whole: bool,
+        summary: &mut Summary,
+    ) -> After {
+        let closes = !is_whole || asked.is_none_or(|asked| !asked.keeps);
+        summary.status = answer.status.as_u16();
+        let session = &mut self.session;
+        session.to_client.clear();
+        let form = form(asked, closes, &session.request_id);
+        let bytes = answer::write(&mut session.to_client, answer, form);
+        summary.sent_bytes = bytes as u64;
+        self.write_out(closes).await
+    }
+
+    async fn respond_to_options(&mut self, asked: Asked, summary: &mut Summary) -> After {
+        let closes = !asked.keeps || asked.framing != Framing::Empty;
+        summary.status = 200;
+        let session = &mut self.session;
+        session.to_client.clear();
+        let form = form(Some(asked), closes, &session.request_id);
+        answer::write_options(&mut session.to_client, form);
+        self.write_out(closes).await
+    }
+
+    /// Writes an answer of the edge's own to the client.
+    async fn write_out(&mut self, closes: bool) -> After {
+        let Session {
+            client,
+            timer,
+            to_client,
+            ..
+        } = &mut self.session;
+        timer.set(Instant::now() + CLIENT_WRITE_TIMEOUT);
+        let mut written = 0;
+        let done = poll_fn(|context| {
+            let polled = poll_write_out(client, to_client, &mut written, context);
+            if polled.is_pending() && timer.poll(context).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            polled
+        });
+        match done.await {
+            Err(_) => After::Cut,
+            Ok(()) if closes => After::Linger,
+            Ok(()) => After::Next,
+        }
+    }
+
+    /// Tells who speaks TLS that this is the end, and not a cut (RFC 8446, 6.1).
+    async fn say_end(&mut self) {
+        if self.ends.scheme == Scheme::Https {
+            self.shutdown().await;
+        }
+    }
+
+    async fn shutdown(&mut self) {
+        let stream = &mut self.session.client.stream;
+        let ended = poll_fn(|context| Pin::new(&mut *stream).poll_shutdown(context));
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, ended).await;
+    }
+
+    /// Ends the sending side, and reads for a moment what the client still sends: a connection that is closed with unread bytes is reset, and the
+    /// client may never see its answer.
+    async fn linger(&mut self) {
+        self.shutdown().await;
+        let client = &mut self.session.client;
+        let read = poll_fn(|context| {
+            loop {
+                client.buffer.clear();
+                match client.poll_read(context, BUFFER_BYTES) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        });
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, read).await;
+    }
+
+    /// Tells of a request that is over.
+    fn report(&self, since: Instant, summary: &Summary) {
+        let session = &self.session;
+        tracing::debug!(
+            request = session.request_id,
+            client = session.client_address,
+            host = session.host,
+            method = summary.method,
+            path = summary.path,
+            status = summary.status,
+            millis = since.elapsed().as_millis(),
+            error = summary.error,
+            "answered"
+        );
+        let Some(log) = &self.edge.access_log else {
+            return;
+        };
+        let took = since.elapsed();
+        log.write(&Entry {
+            time: crate::access_log::before(took),
+            request_id: &session.request_id,
+            client: &session.client_address,
+            scheme: self.ends.scheme.as_str(),
+            method: &summary.method,
+            host: &session.host,
+            path: &summary.path,
+            status: summary.status,
+            received_bytes: summary.received_bytes,
+            sent_bytes: summary.sent_bytes,
+            seconds: took.as_secs_f64(),
+            app_seconds: summary.app_seconds,
+            backend: summary.backend.map(|address| address.to_string()),
+            error: summary.error.clone(),
+        });
+    }
+}
+
+/// What has come of the next head, if it is enough to say.
+fn begun<S>(client: &mut Client<S>, scanned: &mut usize, empty_lines: &mut usize) -> Option<Next> {
+    while client.buffer.data().starts_with(b"\r\n") {
+        client.buffer.consume(2);
+        *empty_lines += 1;
+        if *empty_lines > MAX_EMPTY_LINES {
+            return Some(Next::Refused(Refusal::RequestLine));
+        }
+    }
+    let bytes = client.buffer.data();
+    if matches!(bytes, [] | [b'\r']) {
+        return None;
+    }
+    match find_request_end(bytes, *scanned) {
+        HeadEnd::At(end) => return Some(Next::Head(end)),
+        HeadEnd::BareLineFeed => return Some(Next::Refused(Refusal::BareLineFeed)),
+        HeadEnd::NotYet(line) => *scanned = line,
+    }
+    let refusal = if bytes.len() >= MAX_HEAD_BYTES {
+        Some(Refusal::of_endless(bytes, LIMITS))
+    } else {
+        Refusal::of_begun(bytes, LIMITS)
+    };
+    refusal.map(Next::Refused)
+}
+
+fn form(asked: Option<Asked>, closes: bool, request_id: &str) -> Form<'_> {
+    Form {
+        wants_json: asked.is_some_and(|asked| asked.wants_json),
+        is_head: asked.is_some_and(|asked| asked.is_head),
+        version: asked.map_or(Version::Http11, |asked| asked.version),
+        closes,
+        request_id,
+    }
+}
+
+fn poll_write_out<S: Stream>(
+    client: &mut Client<S>,
+    bytes: &[u8],
+    written: &mut usize,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while *written < bytes.len() {
+        let polled = poll_write(&mut client.stream, context, &bytes[*written..], &[]);
+        *written += std::task::ready!(polled)?;
+    }
+    Pin::new(&mut client.stream).poll_flush(context)
+}

@@ -1,0 +1,226 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use api::edge::{Backend, Route, RouteTable};
+use model::{Generation, Incarnation, InstanceId};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+
+/// A wait that never is that long, unless nothing comes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, what).await.unwrap()
+}
+
+/// A port that nobody has now.
+async fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A table in which ports lead to backends.
+fn table(counter: u64, routes: &[(u16, &[SocketAddr])]) -> RouteTable {
+    let route = |backends: &[SocketAddr]| Route {
+        env: model::EnvKey {
+            app: "shop".parse().unwrap(),
+            env: "prod".parse().unwrap(),
+        },
+        process: "db".parse().unwrap(),
+        proxy_protocol: None,
+        backends: (0..)
+            .zip(backends)
+            .map(|(id, address)| Backend {
+                instance: InstanceId(id),
+                address: *address,
+            })
+            .collect(),
+    };
+    RouteTable {
+        generation: Generation {
+            incarnation: Incarnation(1),
+            counter,
+        },
+        routes: (routes.iter())
+            .map(|(port, backends)| (route_name::of_tcp(*port), route(backends)))
+            .collect(),
+        ..RouteTable::default()
+    }
+}
+
+struct Running {
+    edge: Arc<Edge>,
+    shutdown: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(allowed: &str) -> Self {
+        let edge = Arc::new(Edge::default());
+        let shutdown = CancellationToken::new();
+        let (served, allowed) = (Arc::clone(&edge), allowed.parse().unwrap());
+        let serving = serve(
+            served,
+            Ipv4Addr::LOCALHOST.into(),
+            allowed,
+            shutdown.clone(),
+        );
+        Self {
+            edge,
+            shutdown,
+            serving: tokio::spawn(serving),
+        }
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        soon(self.serving).await.unwrap();
+    }
+}
+
+/// A connection to a port, once somebody listens there.
+async fn connection(port: u16) -> TcpStream {
+    soon(async {
+        loop {
+            match TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await
+}
+
+/// Takes one connection, reads it to its end, and sends back what came, then what its number is.
+async fn echo(number: u8) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut said = Vec::new();
+                stream.read_to_end(&mut said).await.unwrap();
+                said.push(number);
+                stream.write_all(&said).await.unwrap();
+            });
+        }
+    });
+    address
+}
+
+/// All that comes back of what is sent, the client's half being closed.
+async fn answer(mut stream: TcpStream, said: &[u8]) -> Vec<u8> {
+    soon(async {
+        stream.write_all(said).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        answer
+    })
+    .await
+}
+
+#[tokio::test]
+async fn bytes_pass_both_ways_and_a_half_that_is_closed_is_told() {
+    let (port, to) = (free_port().await, echo(7).await);
+    let running = Running::start("1-65535");
+    assert!(running.edge.routes.take(&table(1, &[(port, &[to])])));
+    assert_eq!(answer(connection(port).await, b"hello").await, b"hello\x07");
+    assert_eq!(answer(connection(port).await, b"").await, b"\x07");
+    // More than a buffer and a pipe hold.
+    let much: Vec<u8> = (0..3_000_001_u32)
+        .map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1])
+        .collect();
+    let mut expected = much.clone();
+    expected.push(7);
+    let came = answer(connection(port).await, &much).await;
+    assert!(
+        came == expected,
+        "{} of {} bytes",
+        came.len(),
+        expected.len()
+    );
+    let counted = &running
+        .edge
+        .routes
+        .find(&route_name::of_tcp(port))
+        .unwrap()
+        .counted;
+    assert_eq!(counted.received.get(), 5 + 3_000_001);
+    assert_eq!(counted.sent.get(), 6 + 1 + 3_000_002);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_instance_that_takes_no_connection_is_passed_over() {
+    let dead = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().await));
+    let (port, to) = (free_port().await, echo(7).await);
+    let running = Running::start("1-65535");
+    assert!(running.edge.routes.take(&table(1, &[(port, &[dead, to])])));
+    for _ in 0..4 {
+        assert_eq!(answer(connection(port).await, b"x").await, b"x\x07");
+    }
+    // Where none takes it, it ends.
+    assert!(running.edge.routes.take(&table(2, &[(port, &[dead])])));
+    let mut stream = connection(port).await;
+    let mut came = Vec::new();
+    // Reset, or closed: in either case nothing came.
+    let _ = soon(stream.read_to_end(&mut came)).await;
+    assert_eq!(came, b"");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_outlives_its_route_and_the_port_does_not() {
+    let (port, other) = (free_port().await, free_port().await);
+    let to = echo(7).await;
+    let running = Running::start("1-65535");
+    assert!(running.edge.routes.take(&table(1, &[(port, &[to])])));
+    let open = connection(port).await;
+    // A connection that was not accepted yet would have no route.
+    soon(async {
+        while running.edge.metrics.tunnels.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(running.edge.routes.take(&table(2, &[(other, &[to])])));
+    assert_eq!(answer(connection(other).await, b"y").await, b"y\x07");
+    soon(async {
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+            .await
+            .is_ok()
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(answer(open, b"x").await, b"x\x07");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_not_allowed_is_not_listened_at_and_one_that_is_taken_is_tried_again() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (port, forbidden) = (taken.local_addr().unwrap().port(), free_port().await);
+    let to = echo(7).await;
+    let running = Running::start(&port.to_string());
+    assert!(
+        running
+            .edge
+            .routes
+            .take(&table(1, &[(port, &[to]), (forbidden, &[to])]))
+    );
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(taken);
+    assert_eq!(answer(connection(port).await, b"x").await, b"x\x07");
+    let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, forbidden)).await;
+    assert_eq!(
+        refused.unwrap_err().kind(),
+        io::ErrorKind::ConnectionRefused
+    );
+    running.stop().await;
+}

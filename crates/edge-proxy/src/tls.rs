@@ -1,0 +1,294 @@
+//! TLS to clients: TLS 1.2 and 1.3, the certificate by the host that the client names (SNI, RFC 6066), HTTP/1.1 by ALPN.
+//!
+//! ```text
+//!   ClientHello --> its host --> a certificate of that, else of its wildcard, else of the ingress CA, asked for now --> handshake --> HTTP
+//!                            \-> none: the alert unrecognized_name
+//! ```
+//!
+//! A handshake takes its certificate once: another table touches no connection that is open. A client that names no host gets no certificate.
+//!
+//! Deliberately absent: OCSP stapling, because authorities give it up for short lives (CA/Browser Forum, ballot SC-063), and early data (0-RTT), which can be
+//! replayed.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use ::metrics::{ByOutcome, Outcome};
+use blocking_work::blocking;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use rustls::ServerConfig;
+use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use state_file::StateFileError;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::certificates::{Certificates, Usable};
+use crate::forward::{Edge, Scheme};
+use crate::host_certificates::HostCertificates;
+use crate::kept_certificates::{CertificateFiles, Kind};
+use crate::limits::{
+    ACCEPT_RETRY, DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CLIENT_CONNECTIONS, MAX_HANDSHAKES,
+};
+use crate::listener::{ends_of, serve_client};
+use crate::socket;
+use crate::tickets::Tickets;
+
+/// What is offered by ALPN.
+const ALPN: [&[u8]; 1] = [b"http/1.1"];
+/// The alert `unrecognized_name`, fatal, in a record of its own (RFC 8446, 6 and 5.1).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// TLS cannot be set up: the library refuses its own defaults.
+#[derive(Debug, thiserror::Error)]
+#[error("could not set up TLS")]
+pub struct TlsError(#[from] rustls::Error);
+
+/// Why a handshake came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum HandshakeError {
+    #[error("the client names no host")]
+    NoHost,
+    #[error("there is no certificate for {0}")]
+    NoCertificate(String),
+    #[error("it was not done within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    TimedOut,
+    #[error(transparent)]
+    Broken(#[from] io::Error),
+}
+
+/// All that connections over TLS share.
+pub(crate) struct Tls {
+    pub(crate) edge: Arc<Edge>,
+    pub(crate) certificates: Arc<Certificates>,
+    pub(crate) tickets: Arc<Tickets>,
+    pub(crate) hosts: Arc<HostCertificates>,
+    pub(crate) files: CertificateFiles,
+    config: Arc<ServerConfig>,
+    turns: Semaphore,
+    handshakes: Family<ByOutcome, Counter>,
+    count: Gauge,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls(..)")
+    }
+}
+
+/// Chooses the certificate by the host that a client names.
+#[derive(Debug)]
+struct ByHost {
+    edge: Arc<Edge>,
+    certificates: Arc<Certificates>,
+}
+
+impl ResolvesServerCert for ByHost {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let host = hello.server_name()?.to_ascii_lowercase();
+        if let Some(kept) = self.certificates.kept_for(&host) {
+            return Some(kept);
+        }
+        self.edge.routes.find(&host)?;
+        Some(self.certificates.issued_for(&host)?.key)
+    }
+}
+
+impl Tls {
+    /// With the certificates that were kept on disk.
+    pub(crate) async fn open(edge: Arc<Edge>, data_dir: &Path) -> Result<Self, OpenError> {
+        let files = CertificateFiles::new(data_dir);
+        let certificates = Arc::new(Certificates::default());
+        blocking({
+            let (files, certificates) = (files.clone(), Arc::clone(&certificates));
+            move || begin_with_kept(&files, &certificates)
+        })
+        .await?;
+        let tickets = Arc::new(Tickets::default());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ByHost {
+                edge: Arc::clone(&edge),
+                certificates: Arc::clone(&certificates),
+            }));
+        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.ticketer = Arc::clone(&tickets) as _;
+        let hosts =
+            HostCertificates::new(Arc::clone(&edge), Arc::clone(&certificates), files.clone());
+        let tls = Self {
+            edge,
+            certificates,
+            tickets,
+            hosts: Arc::new(hosts),
+            files,
+            config: Arc::new(config),
+            turns: Semaphore::new(MAX_HANDSHAKES),
+            handshakes: Family::default(),
+            count: Gauge::default(),
+        };
+        tls.count_certificates();
+        Ok(tls)
+    }
+
+    /// Tells by this registry what it counts.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let edge = ::metrics::of_role(registry, "edge");
+        for outcome in [Outcome::Success, Outcome::Failure] {
+            let counter = self.handshakes.get_or_create(&ByOutcome { outcome });
+            counter.inc_by(0);
+        }
+        let text = "TLS handshakes that ended";
+        edge.register("tls_handshakes", text, self.handshakes.clone());
+        let text = "Certificates of hosts that are in use, those of the ingress CA too";
+        edge.register("certificates", text, self.count.clone());
+    }
+
+    /// The certificates are others than before.
+    pub(crate) fn count_certificates(&self) {
+        let count = i64::try_from(self.certificates.len());
+        self.count.set(count.unwrap_or(i64::MAX));
+    }
+
+    /// A client's handshake, within its time.
+    async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
+        let handshake = async {
+            let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+            let _turn = self.turns.acquire().await;
+            let named = start
+                .client_hello()
+                .server_name()
+                .map(str::to_ascii_lowercase);
+            let refused = match named {
+                None => Some(HandshakeError::NoHost),
+                Some(host) if self.hosts.ensure(&host).await => None,
+                Some(host) => Some(HandshakeError::NoCertificate(host)),
+            };
+            if let Some(refused) = refused {
+                start.io.write_all(&UNRECOGNIZED_NAME).await?;
+                start.io.shutdown().await?;
+                return Err(refused);
+            }
+            Ok(start.into_stream(Arc::clone(&self.config)).await?)
+        };
+        let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+        ended.unwrap_or(Err(HandshakeError::TimedOut))
+    }
+
+    async fn serve_one(
+        &self,
+        mut stream: TcpStream,
+        client: SocketAddr,
+        shutdown: CancellationToken,
+    ) {
+        socket::prepare(&stream);
+        let Some(ends) = ends_of(&self.edge, &mut stream, client, Scheme::Https).await else {
+            return;
+        };
+        let handshake = self.handshake(stream).await;
+        let outcome = match &handshake {
+            Ok(_) => Outcome::Success,
+            Err(_) => Outcome::Failure,
+        };
+        self.handshakes.get_or_create(&ByOutcome { outcome }).inc();
+        match handshake {
+            Ok(stream) => {
+                serve_client(Arc::clone(&self.edge), stream, ends, shutdown).await;
+            }
+            Err(error) => tracing::debug!(%client, %error, "a TLS handshake came to nothing"),
+        }
+    }
+}
+
+/// Why TLS cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Files(#[from] StateFileError),
+}
+
+/// Uses what is on disk. What cannot be used is removed there: it comes again from the server. Blocks.
+fn begin_with_kept(
+    files: &CertificateFiles,
+    certificates: &Certificates,
+) -> Result<(), StateFileError> {
+    for kind in [Kind::Kept, Kind::Issued] {
+        for (name, pem) in files.read_all(kind)? {
+            match Usable::of(&pem) {
+                Ok(usable) if kind == Kind::Kept => certificates.begin_with(&name, usable),
+                Ok(usable) => certificates.set_issued(&name, usable),
+                Err(error) => {
+                    tracing::warn!(name, %error, "cannot use a certificate on disk; it is removed");
+                    files.remove(kind, &name)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Serves until `shutdown`, then until the requests in flight are done, within bounds.
+pub(crate) async fn serve(tls: Arc<Tls>, listener: TcpListener, shutdown: CancellationToken) {
+    let connections = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(MAX_CLIENT_CONNECTIONS));
+    let cut_off = CancellationToken::new();
+    loop {
+        let next = async {
+            let place = Arc::clone(&room).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            next = next => next,
+        };
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let tls = Arc::clone(&tls);
+        let (shutdown, cut_off) = (shutdown.clone(), cut_off.clone());
+        connections.spawn(async move {
+            let _open = tls.edge.metrics.count_connection();
+            tokio::select! {
+                () = tls.serve_one(stream, client, shutdown) => {}
+                () = cut_off.cancelled() => {}
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = connections.len(),
+            "requests over TLS that did not finish within {} s are cut off",
+            DRAIN_TIMEOUT.as_secs()
+        );
+    }
+    cut_off.cancel();
+    connections.wait().await;
+}
