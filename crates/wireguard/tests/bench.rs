@@ -70,7 +70,7 @@ impl Pair {
                 .args(["netns", "exec", machine, "unshare", "--mount"])
                 .args(["sh", "-c", inside_of, program])
                 .env("WG_PROCESS_FOREGROUND", "1")
-                .env("WG_SUDO", "1")
+                .env("WG_SUDO", "true")
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
@@ -297,11 +297,17 @@ fn changes_of_the_membership_on_real_peers() {
     };
     for number in 1..=PEERS + 1 {
         let machine = format!("m{number}");
+        // All machines here share one kernel's table of neighbours, which has 1,024 places: those that are set by hand take none.
+        let others = (1..=PEERS + 1).filter(|other| *other != number);
+        let neighbours: String = others
+            .map(|other| format!("neigh add 10.0.0.{other} lladdr 02:00:00:00:00:{other:02x} nud permanent dev eth0\\n"))
+            .collect();
         shell(&format!(
             "ip netns add {machine}
-             ip link add eth0 netns {machine} type veth peer name p{number} netns sw
+             ip link add eth0 address 02:00:00:00:00:{number:02x} netns {machine} type veth peer name p{number} netns sw
              ip -n sw link set p{number} master br0 up; ip -n {machine} link set eth0 up
-             ip -n {machine} addr add 10.0.0.{number}/24 dev eth0; ip -n {machine} link set lo up"
+             ip -n {machine} addr add 10.0.0.{number}/24 dev eth0; ip -n {machine} link set lo up
+             printf '{neighbours}' | ip -n {machine} -batch -"
         ));
         let child = Command::new("ip")
             .args(["netns", "exec", &machine, &program(), "wireguard"])
