@@ -299,15 +299,18 @@ fn changes_of_the_membership_on_real_peers() {
         let machine = format!("m{number}");
         // All machines here share one kernel's table of neighbours, which has 1,024 places: those that are set by hand take none.
         let others = (1..=PEERS + 1).filter(|other| *other != number);
-        let neighbours: String = others
-            .map(|other| format!("neigh add 10.0.0.{other} lladdr 02:00:00:00:00:{other:02x} nud permanent dev eth0\\n"))
-            .collect();
+        let neighbours = others.map(|other| {
+            format!(
+                "neigh add 10.0.0.{other} lladdr 02:00:00:00:00:{other:02x} nud permanent dev eth0"
+            )
+        });
+        let neighbours = neighbours.collect::<Vec<_>>().join("\\n");
         shell(&format!(
             "ip netns add {machine}
              ip link add eth0 address 02:00:00:00:00:{number:02x} netns {machine} type veth peer name p{number} netns sw
              ip -n sw link set p{number} master br0 up; ip -n {machine} link set eth0 up
              ip -n {machine} addr add 10.0.0.{number}/24 dev eth0; ip -n {machine} link set lo up
-             printf '{neighbours}' | ip -n {machine} -batch -"
+             printf '{neighbours}\\n' | ip -n {machine} -batch -"
         ));
         let child = Command::new("ip")
             .args(["netns", "exec", &machine, &program(), "wireguard"])
