@@ -51,7 +51,7 @@ lint: ## Format, lints, structure and dependency rules; no root
 	cargo fmt --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo xtask tidy
-	if command -v shellcheck >/dev/null; then shellcheck -x demo/*.sh examples/*.sh
+	if command -v shellcheck >/dev/null; then shellcheck -x demo/*.sh examples/*.sh crates/edge-proxy/clients/*.sh
 	else echo "skipped: shellcheck is not installed (make install)"; fi
 	if command -v cargo-deny >/dev/null; then $(MAKE) deny
 	else echo "skipped: advisories, because cargo-deny is not installed (make deny says how); tidy has checked bans, licences and sources"; fi
@@ -89,6 +89,17 @@ images: install build ## Check the root disks of real images by umoci, e2fsck an
 	for image in debian nginx python node; do examples/images.sh $$image; done | tee target/images.txt
 	ROOT_DISK_IMAGES="$$(<target/images.txt)" cargo test --release -p root-disk --test images -- --nocapture
 
+clients soak: export EDGE_LOOPBACK := $(CURDIR)/target/release/examples/loopback
+clients: ## The edge against programs that others wrote (curl, haproxy, Python, Go, Java, wrk, h2load, testssl.sh, Autobahn) and slow clients; PARTS="curl go"; root once, to install them; five minutes
+	demo/install.sh clients
+	cargo build --release -p edge-proxy --example loopback
+	crates/edge-proxy/clients/run.sh clients.py $(PARTS)
+
+soak: ## The edge under load while backends come and go; MINUTES=60; counts failed requests, looks at memory and open files
+	demo/install.sh clients
+	cargo build --release -p edge-proxy --example loopback
+	SOAK_MINUTES=$(or $(MINUTES),60) crates/edge-proxy/clients/run.sh soak.py
+
 # Measurements boot the guest that is shipped.
 bench: export PLATFORM_GUEST_DIR := $(CURDIR)/target/dist/guest
 bench: dist ## Measure what we promise of boots, logs, root disks, the edge and deploys, with the binaries of `make dist`; root
@@ -111,4 +122,4 @@ bench: dist ## Measure what we promise of boots, logs, root disks, the edge and 
 	cargo test --profile dist -p platform --test many -- --ignored
 	demo/bench.sh
 
-.PHONY: help demo down install build dist deb machines wireguard-kernel kernel lint deny check test cases simulate mutations images bench
+.PHONY: help demo down install build dist deb machines wireguard-kernel kernel lint deny check test cases simulate mutations images clients soak bench

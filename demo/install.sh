@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what a Debian 12 machine needs to build, test and run the platform: only what is missing.
+# Installs what a Debian 12 machine needs to build, test and run the platform: only what is missing. `install.sh clients`: what `make clients` and
+# `make soak` run, instead.
 # Rust comes from rustup, and is yours to install.
 set -euo pipefail
 # shellcheck source=demo/cluster.sh
@@ -19,10 +20,15 @@ packages+=(isal strace)
 packages+=(postgresql)
 # What the overlay in user space is tested against.
 packages+=(wireguard-go wireguard-tools)
+# The authority of ACME in tests, with names for it.
+packages+=(pebble openssl)
 # What asks the resolver in its tests.
 packages+=(bind9-dnsutils)
 # What schemathesis runs in.
 packages+=(python3 python3-venv)
+
+# The clients of the edge. The compiler of the JDK runs a program from its source, which the JRE cannot.
+client_packages=(curl haproxy nghttp2-client openjdk-17-jdk-headless openssl testssl.sh wrk python3 python3-venv)
 
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
 vsock_device_version=0.3.0
@@ -34,13 +40,25 @@ promtool=$tools/bin/promtool
 # What holds the answers of the API against its description, with all that it needs: demo/schemathesis.txt has the versions.
 schemathesis=$tools/schemathesis
 
+# Clients of the edge from PyPI, and the Autobahn suite, which needs Python 2.7: their versions are beside the checks.
+clients=$tools/clients
+autobahn=$tools/autobahn
+client_checks=$top/crates/edge-proxy/clients
+
 main() {
+    if [ "${1:-}" = clients ]; then
+        packages=("${client_packages[@]}")
+        install_packages
+        install_venv "$clients" "$client_checks/python.txt"
+        install_autobahn
+        return
+    fi
     [ "$(id -u)" -eq 0 ] || die "only root can install packages" "try it with sudo"
     find_rust
     install_packages
     install_vsock_device
     install_promtool
-    install_schemathesis
+    install_venv "$schemathesis" "$top/demo/schemathesis.txt"
 }
 
 find_rust() {
@@ -69,6 +87,7 @@ install_packages() {
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
+    [ "$(id -u)" -eq 0 ] || die "only root can install packages: ${missing[*]}" "try it with sudo"
     say "installing ${missing[*]}"
     # A package that is a service would be started at once; here, the demo starts what it needs.
     local policy=/usr/sbin/policy-rc.d
@@ -91,6 +110,10 @@ install_packages() {
     case " ${missing[*]} " in
         *" postgresql "*)
             if [ -d /run/systemd/system ]; then systemctl --quiet disable postgresql.service || true; fi ;;
+    esac
+    case " ${missing[*]} " in
+        *" haproxy "*)
+            if [ -d /run/systemd/system ]; then systemctl --quiet disable haproxy.service || true; fi ;;
     esac
 }
 
@@ -124,19 +147,37 @@ install_promtool() {
     rm -rf "$folder"
 }
 
-install_schemathesis() {
-    local wanted=$top/demo/schemathesis.txt
-    ! cmp -s "$wanted" "$schemathesis/installed.txt" || return 0
-    say "installing schemathesis"
+# install_venv FOLDER FILE: the packages of PyPI that the file names, and no others.
+install_venv() {
+    local folder=$1 wanted=$2 name
+    name=$(basename "$folder")
+    ! cmp -s "$wanted" "$folder/installed.txt" || return 0
+    say "installing $name"
     {
-        rm -rf "$schemathesis"
-        /usr/bin/python3 -m venv "$schemathesis"
-        "$schemathesis/bin/pip" install --disable-pip-version-check --no-deps -r "$wanted"
-    } >"$top/target/schemathesis.log" 2>&1 || {
-        tail -n 15 "$top/target/schemathesis.log" >&2
-        die "could not install schemathesis" "the log: target/schemathesis.log" "is the network there? try again"
+        rm -rf "$folder"
+        /usr/bin/python3 -m venv "$folder"
+        "$folder/bin/pip" install --disable-pip-version-check --no-deps -r "$wanted"
+    } >"$top/target/$name.log" 2>&1 || {
+        tail -n 15 "$top/target/$name.log" >&2
+        die "could not install $name" "the log: target/$name.log" "is the network there? try again"
     }
-    cp "$wanted" "$schemathesis/installed.txt"
+    cp "$wanted" "$folder/installed.txt"
+}
+
+# Without a Python 2.7, which Debian 12 does not have, there is no suite, and `make clients` names it as skipped.
+install_autobahn() {
+    local wanted=$client_checks/autobahn.txt python
+    python=$("$client_checks/python27.sh") || return 0
+    ! cmp -s "$wanted" "$autobahn/installed.txt" || return 0
+    say "installing autobahn"
+    {
+        rm -rf "$autobahn"
+        "$python" -m pip install --disable-pip-version-check --no-deps --target "$autobahn" -r "$wanted"
+    } >"$top/target/autobahn.log" 2>&1 || {
+        tail -n 15 "$top/target/autobahn.log" >&2
+        die "could not install autobahn" "the log: target/autobahn.log" "does $python have pip? is the network there?"
+    }
+    cp "$wanted" "$autobahn/installed.txt"
 }
 
 mkdir -p "$top/target"

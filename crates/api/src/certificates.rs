@@ -6,7 +6,7 @@ use model::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Most certificates that a cluster keeps.
+/// Most certificates of operators that a cluster keeps.
 pub const MAX_CERTIFICATES: usize = 1_000;
 /// Longest name of a certificate, in bytes: that of the longest host.
 pub const MAX_CERTIFICATE_NAME_BYTES: usize = 253;
@@ -52,12 +52,15 @@ impl fmt::Debug for AddCertificateRequest {
 pub enum CertificateSource {
     /// A user added it.
     Operator,
+    /// The server ordered it ([`crate::acme`]).
+    Acme,
 }
 
 impl fmt::Display for CertificateSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Operator => "operator",
+            Self::Acme => "acme",
         })
     }
 }
@@ -73,11 +76,11 @@ pub struct CertificateRow {
     pub issuer: String,
     /// Until when it is valid.
     pub not_after: Timestamp,
-    /// Whether it ends within [`EXPIRES_SOON_MS`], or has ended.
+    /// Whether it ends within [`EXPIRES_SOON_MS`], or has ended; by ACME, whether less than a sixth of its life is left.
     pub expires_soon: bool,
     /// From where it is.
     pub source: CertificateSource,
-    /// The name of the user who added it.
+    /// The name of the user who added it; by ACME `acme`.
     pub by: String,
     /// When it was added.
     pub added_at: Timestamp,

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use model::instance::ProxyProtocol;
-use model::{EnvKey, Generation, InstanceId, LeaderSession, ProcessName, Term};
+use model::{EnvKey, Generation, InstanceId, LeaderSession, ProcessName, RouteSettings, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::Unreadable;
@@ -105,8 +105,19 @@ pub struct HasRoutes {
     pub session: LeaderSession,
 }
 
+/// What edges speak to the instances of a route.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AppProtocol {
+    /// HTTP/1.1; to those of a TCP route, any bytes.
+    #[default]
+    Http1,
+    /// HTTP/2 in clear text with prior knowledge (RFC 9113, 3.3).
+    H2c,
+}
+
 /// Where one host leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RouteJson", into = "RouteJson")]
 pub struct Route {
     /// The env it belongs to.
     pub env: EnvKey,
@@ -114,8 +125,69 @@ pub struct Route {
     pub process: ProcessName,
     /// Whether the edge starts each connection with a PROXY v2 header.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// What the edge speaks to the instances.
+    pub protocol: AppProtocol,
+    /// How the edge treats what comes for it.
+    pub settings: RouteSettings,
     /// The ready instances; empty: none is ready, the edge answers 503.
     pub backends: Vec<Backend>,
+}
+
+/// A route as it travels and is kept. What an instance speaks is in the name of the list of instances: a program that does not know HTTP/2 to instances
+/// finds none of which it knows how to speak to, and cannot read the route.
+#[derive(Serialize, Deserialize)]
+struct RouteJson {
+    env: EnvKey,
+    process: ProcessName,
+    proxy_protocol: Option<ProxyProtocol>,
+    #[serde(default, skip_serializing_if = "RouteSettings::is_default")]
+    settings: RouteSettings,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backends: Option<Vec<Backend>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    h2c_backends: Option<Vec<Backend>>,
+}
+
+/// A route that says of no instances how to speak to them.
+#[derive(Debug, thiserror::Error)]
+#[error("missing field `backends`")]
+struct NoBackends;
+
+impl TryFrom<RouteJson> for Route {
+    type Error = NoBackends;
+
+    fn try_from(json: RouteJson) -> Result<Self, NoBackends> {
+        let (protocol, backends) = match (json.backends, json.h2c_backends) {
+            (Some(backends), _) => (AppProtocol::Http1, backends),
+            (None, Some(backends)) => (AppProtocol::H2c, backends),
+            (None, None) => return Err(NoBackends),
+        };
+        Ok(Self {
+            env: json.env,
+            process: json.process,
+            proxy_protocol: json.proxy_protocol,
+            protocol,
+            settings: json.settings,
+            backends,
+        })
+    }
+}
+
+impl From<Route> for RouteJson {
+    fn from(route: Route) -> Self {
+        let (backends, h2c_backends) = match route.protocol {
+            AppProtocol::Http1 => (Some(route.backends), None),
+            AppProtocol::H2c => (None, Some(route.backends)),
+        };
+        Self {
+            env: route.env,
+            process: route.process,
+            proxy_protocol: route.proxy_protocol,
+            settings: route.settings,
+            backends,
+            h2c_backends,
+        }
+    }
 }
 
 /// One ready instance.
@@ -181,6 +253,40 @@ impl fmt::Debug for TicketKeys {
     }
 }
 
+/// What edges answer to an authority of ACME that asks whether a host leads here (RFC 8555, 8). It is all of it, each time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChallengeTable {
+    /// The life of the store, and what counts the tables of a session.
+    #[serde(flatten)]
+    pub generation: Generation,
+    /// In which session of a leader it was counted.
+    pub session: LeaderSession,
+    /// What is asked for now.
+    pub challenges: Vec<Challenge>,
+}
+
+/// One that is asked for. A kind that an edge does not know is none that it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// The host, lowercase.
+    pub host: String,
+    /// What is answered in plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpChallenge>,
+    /// What is answered over TLS: SHA-256 of the key authorization, hexadecimal (RFC 8737, 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_alpn: Option<String>,
+}
+
+/// HTTP-01 (RFC 8555, 8.3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpChallenge {
+    /// The last part of the path.
+    pub token: String,
+    /// The body.
+    pub key_authorization: String,
+}
+
 /// POST `paths::EDGE_HOST_CERTIFICATE`: a certificate of the ingress CA for a host that a route leads from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCertificateRequest {
@@ -195,4 +301,80 @@ pub struct HostCertificateRequest {
 pub struct HostCertificateResponse {
     /// The certificate and, after it, the CA's, PEM.
     pub chain_pem: String,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    /// A route of before `h2c`, as programs of then read it.
+    #[derive(Deserialize)]
+    #[allow(dead_code, reason = "it is only read")]
+    struct OldRoute {
+        env: EnvKey,
+        process: ProcessName,
+        proxy_protocol: Option<ProxyProtocol>,
+        backends: Vec<Backend>,
+    }
+
+    fn route(protocol: AppProtocol) -> Route {
+        Route {
+            env: EnvKey {
+                app: "shop".parse().unwrap(),
+                env: "prod".parse().unwrap(),
+            },
+            process: "web".parse().unwrap(),
+            proxy_protocol: None,
+            protocol,
+            settings: RouteSettings::default(),
+            backends: vec![Backend {
+                instance: InstanceId(1),
+                address: "[::1]:80".parse().unwrap(),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_program_of_before_reads_no_route_of_instances_that_it_cannot_speak_to() {
+        let http1 = serde_json::to_value(route(AppProtocol::Http1)).unwrap();
+        assert!(serde_json::from_value::<OldRoute>(http1.clone()).is_ok());
+        assert_eq!(
+            serde_json::from_value::<Route>(http1).unwrap(),
+            route(AppProtocol::Http1)
+        );
+        let h2c = serde_json::to_value(route(AppProtocol::H2c)).unwrap();
+        let error = serde_json::from_value::<OldRoute>(h2c.clone())
+            .err()
+            .unwrap();
+        assert_eq!(error.to_string(), "missing field `backends`");
+        assert_eq!(
+            serde_json::from_value::<Route>(h2c).unwrap(),
+            route(AppProtocol::H2c)
+        );
+    }
+
+    /// In a table, such a route costs nothing else of it.
+    #[test]
+    fn a_route_without_instances_of_any_kind_is_unreadable() {
+        let table = RouteTable {
+            routes: BTreeMap::from([("a.test".to_owned(), route(AppProtocol::H2c))]),
+            ..RouteTable::default()
+        };
+        let mut json = serde_json::to_value(&table).unwrap();
+        assert_eq!(
+            serde_json::from_value::<RouteTable>(json.clone()).unwrap(),
+            table
+        );
+        let route = json["routes"]["a.test"].as_object_mut().unwrap();
+        let backends = route.remove("h2c_backends").unwrap();
+        route.insert("h3_backends".to_owned(), backends);
+        let read: RouteTable = serde_json::from_value(json).unwrap();
+        assert!(read.routes.is_empty());
+        assert_eq!(
+            read.unreadable["a.test"].reason(),
+            "missing field `backends`"
+        );
+    }
 }

@@ -210,6 +210,12 @@ kinds! {
     CertificateAdded = "certificate-added",
     /// A certificate was removed.
     CertificateRemoved = "certificate-removed",
+    /// A certificate came by ACME, the first or the next one.
+    CertificateIssued = "certificate-issued",
+    /// A certificate could not be had by ACME. It is tried again.
+    CertificateFailed = "certificate-failed",
+    /// Certificates are ordered by ACME from now on, otherwise, or no longer.
+    CertificateSettings = "certificate-settings-changed",
     /// A certificate ends soon, or has ended.
     CertificateExpiring = "certificate-expiring",
     /// A server began to lead.

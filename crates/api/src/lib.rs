@@ -5,7 +5,7 @@
 //!   fetch their whole desired state by long poll, and report.
 //! - [`member`]: what nodes and edges have in common: who they are, by which key, and who the others are.
 //! - [`enrollment`]: the holder of a one-time enrollment token, for one call.
-//! - [`certificates`]: the certificates of hosts, which users add.
+//! - [`certificates`]: the certificates of hosts, which users add. [`acme`]: those that the server orders.
 //! - [`event`]: what changed in the cluster.
 //! - [`why`]: why something is as it is.
 //! - [`exec`]: what travels on an exec stream, between a user and a guest.
@@ -15,6 +15,7 @@
 //! Requests of members name their [`protocol`] version. Messages between members and the server ignore unknown fields
 //! on receipt; requests of users do not.
 
+pub mod acme;
 pub mod certificates;
 pub mod edge;
 pub mod enrollment;
@@ -81,6 +82,9 @@ pub mod paths {
     /// GET, an edge: `?after=COUNTER&incarnation=INCARNATION&session=SESSION&wait_ms=N` -> [`crate::edge::CertificateTable`], or 204. Edges that do
     /// not know it never ask, and get no key.
     pub const EDGE_CERTIFICATES: &str = "/v1/edge/certificates";
+    /// GET, an edge: `?after=COUNTER&incarnation=INCARNATION&session=SESSION&https=BOOL&wait_ms=N` -> [`crate::edge::ChallengeTable`], or 204. The table
+    /// that it names is the one by which it answers. `https`: whether it has a port for HTTPS.
+    pub const EDGE_CHALLENGES: &str = "/v1/edge/challenges";
     /// POST, an edge: [`crate::edge::HostCertificateRequest`] -> [`crate::edge::HostCertificateResponse`]. For hosts that a route leads from only.
     pub const EDGE_HOST_CERTIFICATE: &str = "/v1/edge/host-certificate";
     /// GET, a node: `?registry=HOST` -> [`crate::node::PullSecret`], or 204 when the cluster is not logged in there. For
@@ -92,6 +96,11 @@ pub mod paths {
     /// GET, a user -> `Vec<CertificateRow>`. POST [`crate::certificates::AddCertificateRequest`] -> [`crate::certificates::CertificateRow`]. DELETE
     /// `?name=NAME`: edges have it no more.
     pub const CERTIFICATES: &str = "/v1/certificates";
+    /// GET, a user -> [`crate::acme::AcmeStatus`]. PUT [`crate::acme::AcmeRequest`] -> [`crate::acme::AcmeStatus`]: certificates are ordered from now
+    /// on. DELETE: none is ordered any more, and those there are lapse.
+    pub const ACME: &str = "/v1/certificates/acme";
+    /// POST, a user: `?name=NAME` -> 204: the name is tried again now.
+    pub const ACME_RETRY: &str = "/v1/certificates/acme/retry";
     /// GET, a user -> [`crate::certificates::IngressCaRow`]. It is no secret.
     pub const INGRESS_CA: &str = "/v1/certificates/ca";
     /// GET, a user -> `Vec<ImageRow>`: the image caches of the nodes that are online.

@@ -4,7 +4,9 @@
 //! and of the one before.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use api::edge::{CertificateTable, HostCertificateRequest, HostCertificateResponse, RouteTable};
+use api::edge::{
+    CertificateTable, ChallengeTable, HostCertificateRequest, HostCertificateResponse, RouteTable,
+};
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::member::{Measurement, MeasurementRequest};
 use api::node::{
@@ -85,6 +87,7 @@ fn messages_that_protocol_version_4_added_are_read_with_and_without_added_fields
     check::<HostCertificateResponse>(include_str!(
         "fixtures/protocol_4/host_certificate_response.json"
     ));
+    check::<ChallengeTable>(include_str!("fixtures/protocol_4/challenge_table.json"));
 }
 
 /// The recorded message with one value replaced.

@@ -4,6 +4,7 @@
 //! What is an org's that the caller has no role in does not exist for the caller: it is answered as what was never there.
 
 use std::fmt;
+use std::time::Duration;
 
 use api::event::Actor;
 use api::user::{Grants, Role};
@@ -19,7 +20,7 @@ use crate::api::extract::InEnv;
 use crate::callers::{forbidden, peer, token_hash, unauthorized};
 use crate::clock::now;
 use crate::failure::ApiFailure;
-use crate::state::App;
+use crate::state::{App, Topic};
 
 /// A user with a token, and what both may.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ impl User {
                     forbidden(format!("this call is for users, not for {member}"))
                 }
                 None => unauthorized("this call needs a user's token")
-                    .hint("send `Authorization: Bearer pu1_..`; the first is in client.json"),
+                    .hint("send `Authorization: Bearer TOKEN`; the first token is in client.json"),
             });
         };
         let unknown = || {
@@ -88,6 +89,42 @@ impl User {
                     .hint("`platform users tokens create` makes another, where one of yours is good still; else ask an admin"))
             }
         }
+    }
+
+    /// Waits until the caller may no longer do in this app what needs a role: the token was revoked or has expired, or grants or the app's owner are others.
+    pub(crate) async fn loses(&self, app: &App, of: &AppName, needed: Role) {
+        let topic = app.topics.subscribe(Topic::Access);
+        loop {
+            let changed = topic.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let at = now();
+            let Ok(now) = self.again(app) else { return };
+            let access = &app.cluster().access;
+            let may = now.check_app(access, of, needed, || unauthorized("it is another org's"));
+            if may.is_err() {
+                return;
+            }
+            match self.expires_at {
+                None => changed.await,
+                Some(expires_at) => {
+                    let left = Duration::from_millis(expires_at.millis_since(at));
+                    // Looked at anew: it expires by the clock, not by what is waited.
+                    let _ = tokio::time::timeout(left, changed).await;
+                }
+            }
+        }
+    }
+
+    /// The caller as of now: after a wait the token may be none any more, and may open other things.
+    pub(crate) fn again(&self, app: &App) -> Result<Self, ApiFailure> {
+        let caller = app.cluster().access.caller(&self.token, now());
+        let caller = caller.map_err(|error| unauthorized(&error.to_string()))?;
+        Ok(Self {
+            grants: caller.grants,
+            expires_at: caller.expires_at,
+            ..self.clone()
+        })
     }
 
     /// Whether the caller may see what this org has.
@@ -149,7 +186,12 @@ impl User {
 
     /// The caller may deploy to this app, which is an org's in which the caller may, or nobody's yet.
     fn check_makes(&self, access: &Access, app: &AppName) -> Result<(), ApiFailure> {
-        if let Some(owner) = access.owner(app) {
+        let most = self.grants.orgs.values().copied().max();
+        let may_deploy = most.max(self.grants.cluster) >= Some(Role::Deployer);
+        if let Some(owner) = access
+            .owner(app)
+            .filter(|owner| may_deploy || self.sees(owner))
+        {
             return self.check_org(owner, Role::Deployer, || {
                 ApiFailure::conflict(
                     "app_name_taken",
@@ -158,11 +200,11 @@ impl User {
                 .hint("choose another name in the manifest")
             });
         }
-        let most = self.grants.orgs.values().copied().max();
-        match most.max(self.grants.cluster) {
-            Some(role) if role >= Role::Deployer => Ok(()),
-            _ => Err(too_little(Role::Viewer, Role::Deployer, "an org")),
+        // Who may deploy nowhere learns of no name whether it is taken.
+        if !may_deploy {
+            return Err(too_little(Role::Viewer, Role::Deployer, "an org"));
         }
+        Ok(())
     }
 
     /// What makes an app the caller's org's, where it is nobody's yet. `named`: the org that the caller named.
@@ -272,6 +314,7 @@ impl FromRequestParts<App> for ClusterAdmin {
 
 /// `{app}` and `{env}` of the path, of a user who may see what is in that env.
 pub(crate) struct Viewing {
+    pub(crate) user: User,
     pub(crate) key: EnvKey,
 }
 
@@ -279,8 +322,8 @@ impl FromRequestParts<App> for Viewing {
     type Rejection = ApiFailure;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
-        let (_, key) = in_env(parts, app, Role::Viewer).await?;
-        Ok(Self { key })
+        let (user, key) = in_env(parts, app, Role::Viewer).await?;
+        Ok(Self { user, key })
     }
 }
 

@@ -68,6 +68,11 @@ impl CertificateIndex {
         self.tickets = (self.counter, tickets);
     }
 
+    /// The one of this name.
+    pub(crate) fn get(&self, name: &str) -> Option<&EdgeCertificate> {
+        self.certificates.get(name).map(|(_, one)| one)
+    }
+
     /// Whether edges have one of this name.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.certificates.contains_key(name)

@@ -1,6 +1,5 @@
 //! What becomes of certificates while this server leads: keys of tickets are made anew in time, and what ends soon is told.
 
-use api::certificates::CertificateRow;
 use api::event::{Actor, Event, EventKind};
 use model::Timestamp;
 
@@ -29,43 +28,44 @@ async fn look(app: &App) -> Result<(), CertificatesError> {
     if certificates.rotate_tickets(now()).await? {
         app.topics.notify(std::iter::once(Topic::Certificates));
     }
-    let rows = certificates.rows().await?;
-    let ending = rows.iter().filter(|row| row.expires_soon);
-    app.metrics
-        .set_certificates(rows.len(), ending.clone().count());
-    for row in ending {
-        if !certificates.warns_first(&row.name) {
+    let (all, ending) = certificates.ending(now());
+    app.metrics.set_certificates(all, ending.len());
+    for (name, not_after) in ending {
+        if !certificates.warns_first(&name) {
             continue;
         }
-        let message = ends(row, now());
-        tracing::warn!(name = row.name, "a certificate ends soon: {message}");
+        let message = ends(&name, not_after, now());
+        tracing::warn!(name, "a certificate ends soon: {message}");
         record(app, Actor::Server, EventKind::CertificateExpiring, message).await;
     }
     Ok(())
 }
 
 /// When a certificate ends, for people.
-fn ends(row: &CertificateRow, now: Timestamp) -> String {
-    let name = &row.name;
+fn ends(name: &str, not_after: Timestamp, now: Timestamp) -> String {
     let day = 24 * 60 * 60 * 1000;
-    if row.not_after <= now {
+    if not_after <= now {
         format!(
             "{name}: it has ended, {} days ago",
-            now.millis_since(row.not_after) / day
+            now.millis_since(not_after) / day
         )
     } else {
         format!(
             "{name}: it ends in {} days",
-            row.not_after.millis_since(now) / day
+            not_after.millis_since(now) / day
         )
     }
 }
 
 /// Writes an event of a certificate.
 pub(crate) async fn record(app: &App, by: impl Into<Actor>, kind: EventKind, message: String) {
-    let by = by.into();
+    record_event(app, Event::new(now(), by.into(), kind, message)).await;
+}
+
+/// Writes an event.
+pub(crate) async fn record_event(app: &App, event: Event) {
     let told = app.leader.submit(move |leader| {
-        leader.record_event(Event::new(now(), by, kind, message));
+        leader.record_event(event);
         Ok::<_, NotCommitted>(())
     });
     if let Err(error) = told.await {

@@ -1,12 +1,13 @@
 //! The certificates of hosts: sealed in the store, in memory while this server leads, and told to edges.
 //!
 //! ```text
-//!   a user's certificate --> sealed in the store --> in memory --> each edge, by its long poll
+//!   a user's certificate, --> sealed in the store --> in memory --> each edge, by its long poll
+//!   or one by ACME
 //!   the ingress CA       --> sealed in the store;  an edge's request for a host that is routed --> signed here
 //!   keys of tickets      --> sealed in the store, another every 12 h                           --> each edge
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +15,7 @@ use api::certificates::{CertificateRow, CertificateSource, EXPIRES_SOON_MS};
 use api::edge::{CertificateTable, EdgeCertificate, HasRoutes, TicketKeys};
 use identity::{CaError, HostCertificate, IngressCa, OpenError, SealKey};
 use model::{Incarnation, LeaderSession, Term, Timestamp};
+use scheduler::acme::Lifetime;
 use serde::{Deserialize, Serialize};
 use store::{Store, StoreError, StoredCertificate};
 
@@ -26,6 +28,8 @@ use crate::sealed::{self, ContentError};
 /// The names of the cluster's own keys for edges in the store.
 const CA: &str = "ingress-ca";
 const TICKETS: &str = "session-tickets";
+/// Where a certificate by ACME is from, in the store.
+pub(crate) const ACME_SOURCE: &str = "acme";
 
 /// Why a certificate, or a key for edges, cannot be kept or used.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +69,46 @@ struct SealedPrivateKey {
     key_pem: String,
 }
 
+/// Held while a certificate is changed.
+type Changing<'a> = tokio::sync::MutexGuard<'a, ()>;
+
+/// What is known of a certificate that edges have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) source: CertificateSource,
+    pub(crate) says: HostCertificate,
+}
+
+impl Known {
+    /// Whether people are to look after it: it ends within 14 days. One by ACME, which is renewed by itself, when that is late.
+    fn ends_soon(&self, now: Timestamp) -> bool {
+        ends_soon(self.source, &self.says, now)
+    }
+}
+
+fn ends_soon(source: CertificateSource, says: &HostCertificate, now: Timestamp) -> bool {
+    match source {
+        CertificateSource::Operator => says.not_after.0 < now.0.saturating_add(EXPIRES_SOON_MS),
+        CertificateSource::Acme => lifetime(says).is_late(now),
+    }
+}
+
+/// From when until when it is valid.
+pub(crate) fn lifetime(says: &HostCertificate) -> Lifetime {
+    Lifetime {
+        not_before: says.not_before,
+        not_after: says.not_after,
+    }
+}
+
+/// The word of the store for where a certificate is from.
+fn source_of(word: &str) -> CertificateSource {
+    match word {
+        ACME_SOURCE => CertificateSource::Acme,
+        _ => CertificateSource::Operator,
+    }
+}
+
 /// The certificates of a store, and the key that opens them.
 pub(crate) struct Certificates {
     store: Store,
@@ -75,6 +119,10 @@ pub(crate) struct Certificates {
     /// Held while the store and what edges are told are changed: both change in the same order.
     changing: tokio::sync::Mutex<()>,
     index: Mutex<CertificateIndex>,
+    /// What edges have, by name.
+    known: Mutex<BTreeMap<String, Known>>,
+    /// Names that changed since somebody last looked.
+    changes: Mutex<BTreeSet<String>>,
     /// Names of which an event told in this term that they end soon.
     warned: Mutex<BTreeSet<String>>,
     tickets: Mutex<(TicketKeys, Timestamp)>,
@@ -99,7 +147,7 @@ fn key_context(name: &str) -> String {
 }
 
 /// What was sealed, read.
-fn opened_json<T: serde::de::DeserializeOwned>(
+pub(crate) fn open_json<T: serde::de::DeserializeOwned>(
     seal: &SealKey,
     bytes: &[u8],
     context: &str,
@@ -115,7 +163,7 @@ fn opened_json<T: serde::de::DeserializeOwned>(
     })
 }
 
-fn sealed_json<T: Serialize>(
+pub(crate) fn seal_json<T: Serialize>(
     seal: &SealKey,
     value: &T,
     context: &str,
@@ -148,7 +196,7 @@ impl Certificates {
                     certificate_pem: ca.certificate_pem().to_owned(),
                     key_pem: ca.key_pem().to_owned(),
                 };
-                let bytes = sealed_json(&seal, &stored, &key_context(CA))?;
+                let bytes = seal_json(&seal, &stored, &key_context(CA))?;
                 store.set_ingress_key(term, CA, &bytes, now()).await?;
                 tracing::info!("made the CA of the hosts that have no certificate of their own");
                 ca
@@ -156,7 +204,7 @@ impl Certificates {
         };
         let known = match store.ingress_key(TICKETS).await? {
             Some((bytes, at)) => {
-                match opened_json::<TicketKeys>(&seal, &bytes, &key_context(TICKETS)) {
+                match open_json::<TicketKeys>(&seal, &bytes, &key_context(TICKETS)) {
                     Ok(keys) => Some((keys, at)),
                     Err(error) => {
                         // Sessions begin anew, and that is all.
@@ -175,10 +223,15 @@ impl Certificates {
             None => new_tickets(&store, &seal, term, None).await?,
         };
         let mut certificates = Vec::new();
+        let mut known = BTreeMap::new();
         for stored in store.certificates().await? {
-            match opened_json::<SealedPrivateKey>(&seal, &stored.sealed, &context(&stored.name)) {
+            match open_json::<SealedPrivateKey>(&seal, &stored.sealed, &context(&stored.name)) {
                 Ok(SealedPrivateKey { key_pem }) => {
                     let chain_pem = stored.chain_pem;
+                    if let Ok(says) = HostCertificate::of_pem(&chain_pem) {
+                        let source = source_of(&stored.source);
+                        known.insert(stored.name.clone(), Known { source, says });
+                    }
                     certificates.push((stored.name, EdgeCertificate { chain_pem, key_pem }));
                 }
                 Err(error) => {
@@ -196,6 +249,8 @@ impl Certificates {
             ca,
             changing: tokio::sync::Mutex::new(()),
             index: Mutex::new(CertificateIndex::new(certificates, tickets.0.clone())),
+            changes: Mutex::new(known.keys().cloned().collect()),
+            known: Mutex::new(known),
             warned: Mutex::default(),
             tickets: Mutex::new(tickets),
         })
@@ -225,14 +280,27 @@ impl Certificates {
     /// Keeps a certificate that was checked. One of the same name is replaced.
     pub(crate) async fn keep(
         &self,
+        row: StoredCertificate,
+        key_pem: String,
+    ) -> Result<(), CertificatesError> {
+        let changing = self.changing.lock().await;
+        self.keep_held(&changing, row, key_pem).await
+    }
+
+    async fn keep_held(
+        &self,
+        _: &Changing<'_>,
         mut row: StoredCertificate,
         key_pem: String,
     ) -> Result<(), CertificatesError> {
         let key = SealedPrivateKey { key_pem };
-        row.sealed = sealed_json(&self.seal, &key, &context(&row.name))?;
-        let _changing = self.changing.lock().await;
+        row.sealed = seal_json(&self.seal, &key, &context(&row.name))?;
         self.store.set_certificate(self.term, &row).await?;
         lock(&self.warned).remove(&row.name);
+        let says = HostCertificate::of_pem(&row.chain_pem);
+        let source = source_of(&row.source);
+        let known = says.ok().map(|says| Known { source, says });
+        self.note(&row.name, known);
         let certificate = EdgeCertificate {
             chain_pem: row.chain_pem,
             key_pem: key.key_pem,
@@ -241,14 +309,86 @@ impl Certificates {
         Ok(())
     }
 
+    /// Keeps a certificate that came by ACME, unless an operator added one of its name meanwhile. Whether it did.
+    pub(crate) async fn keep_acme(
+        &self,
+        row: StoredCertificate,
+        key_pem: String,
+    ) -> Result<bool, CertificatesError> {
+        let changing = self.changing.lock().await;
+        if self.is_operators(&row.name) {
+            return Ok(false);
+        }
+        self.keep_held(&changing, row, key_pem).await?;
+        Ok(true)
+    }
+
+    /// Removes the certificate by ACME of this name, unless an operator has put one in its place.
+    pub(crate) async fn remove_acme(&self, name: &str) -> Result<(), StoreError> {
+        let changing = self.changing.lock().await;
+        if !self.is_operators(name) {
+            self.remove_held(&changing, name).await?;
+        }
+        Ok(())
+    }
+
+    fn is_operators(&self, name: &str) -> bool {
+        let known = lock(&self.known);
+        let known = known.get(name);
+        known.is_some_and(|known| known.source == CertificateSource::Operator)
+    }
+
     /// Removes the certificate of this name; false when there was none.
     pub(crate) async fn remove(&self, name: &str) -> Result<bool, StoreError> {
-        let _changing = self.changing.lock().await;
+        let changing = self.changing.lock().await;
+        self.remove_held(&changing, name).await
+    }
+
+    async fn remove_held(&self, _: &Changing<'_>, name: &str) -> Result<bool, StoreError> {
         let removed = self.store.remove_certificate(self.term, name).await?;
         if removed {
             lock(&self.index).set(name, None);
+            self.note(name, None);
         }
         Ok(removed)
+    }
+
+    fn note(&self, name: &str, known: Option<Known>) {
+        match known {
+            Some(known) => drop(lock(&self.known).insert(name.to_owned(), known)),
+            None => drop(lock(&self.known).remove(name)),
+        }
+        lock(&self.changes).insert(name.to_owned());
+    }
+
+    /// What is known of the certificate of this name, where edges have it.
+    pub(crate) fn known(&self, name: &str) -> Option<Known> {
+        lock(&self.known).get(name).cloned()
+    }
+
+    /// The chain of the certificate of this name, PEM, where edges have it.
+    pub(crate) fn chain_pem(&self, name: &str) -> Option<String> {
+        let index = lock(&self.index);
+        index.get(name).map(|one| one.chain_pem.clone())
+    }
+
+    /// How many there are from there.
+    pub(crate) fn count_of(&self, source: CertificateSource) -> usize {
+        let known = lock(&self.known);
+        known.values().filter(|one| one.source == source).count()
+    }
+
+    /// How many there are, and those that people are to look after: their names, and when they end.
+    pub(crate) fn ending(&self, now: Timestamp) -> (usize, Vec<(String, Timestamp)>) {
+        let known = lock(&self.known);
+        let ending = known.iter().filter(|(_, one)| one.ends_soon(now));
+        let ending = ending.map(|(name, one)| (name.clone(), one.says.not_after));
+        (known.len(), ending.collect())
+    }
+
+    /// The names of certificates that came, went or changed since this was asked last; in a new term every name.
+    pub(crate) fn take_changes(&self) -> BTreeSet<String> {
+        std::mem::take(&mut lock(&self.changes))
     }
 
     /// What an edge is to be told.
@@ -282,7 +422,7 @@ impl Certificates {
 }
 
 fn stored_ca(seal: &SealKey, bytes: &[u8]) -> Result<IngressCa, CertificatesError> {
-    let stored: SealedCa = opened_json(seal, bytes, &key_context(CA))?;
+    let stored: SealedCa = open_json(seal, bytes, &key_context(CA))?;
     Ok(IngressCa::load(&stored.certificate_pem, &stored.key_pem)?)
 }
 
@@ -297,7 +437,7 @@ async fn new_tickets(
         previous,
     };
     let at = now();
-    let bytes = sealed_json(seal, &keys, &key_context(TICKETS))?;
+    let bytes = seal_json(seal, &keys, &key_context(TICKETS))?;
     store.set_ingress_key(term, TICKETS, &bytes, at).await?;
     Ok((keys, at))
 }
@@ -308,7 +448,9 @@ pub(crate) fn row(
     failure: Option<String>,
     now: Timestamp,
 ) -> CertificateRow {
+    let source = source_of(&stored.source);
     let read = HostCertificate::of_pem(&stored.chain_pem);
+    let expires_soon = (read.as_ref()).map_or(true, |read| ends_soon(source, read, now));
     let (hosts, issuer, not_after, failure) = match read {
         Ok(read) => (read.hosts, read.issuer, read.not_after, failure),
         Err(error) => (
@@ -323,8 +465,8 @@ pub(crate) fn row(
         hosts,
         issuer,
         not_after,
-        expires_soon: not_after.0 < now.0.saturating_add(EXPIRES_SOON_MS),
-        source: CertificateSource::Operator,
+        expires_soon,
+        source,
         by: stored.by,
         added_at: stored.at,
         failure,
@@ -339,5 +481,73 @@ impl From<CertificatesError> for ServerError {
             CertificatesError::Ca(error) => Self::Ca(error),
             error => Self::Settle(display::chain(&error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    /// A leader of a term on a store.
+    async fn loaded(store: &Store, seal: &Arc<SealKey>) -> Certificates {
+        let seal = Arc::clone(seal);
+        Certificates::load(store.clone(), seal, Term::default(), "c1")
+            .await
+            .unwrap()
+    }
+
+    fn tickets(of: &Certificates) -> TicketKeys {
+        let told = of.news(Incarnation(1), LeaderSession(1), HasRoutes::default());
+        told.unwrap().tickets.unwrap()
+    }
+
+    #[tokio::test]
+    async fn keys_of_tickets_are_others_after_12_hours_and_those_before_open_for_as_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("platform.db").display());
+        let store = Store::open(&url).await.unwrap();
+        let seal = Arc::new(SealKey::generate().unwrap());
+        let certificates = loaded(&store, &seal).await;
+        let first = tickets(&certificates);
+        assert_eq!(first.previous, None);
+        let begin = now();
+        let after = |ms: u64| Timestamp(begin.0 + ms);
+        let is_rotated = |at| certificates.rotate_tickets(at);
+        assert!(
+            !is_rotated(after(TICKET_KEY_LIFE_MS - 60_000))
+                .await
+                .unwrap()
+        );
+        assert_eq!(tickets(&certificates), first);
+        assert!(
+            is_rotated(after(TICKET_KEY_LIFE_MS + 60_000))
+                .await
+                .unwrap()
+        );
+        let second = tickets(&certificates);
+        assert_eq!(second.previous.as_ref(), Some(&first.current));
+        assert_ne!(second.current, first.current);
+        // An edge that has the first ones is told of the second.
+        let table = certificates.news(Incarnation(1), LeaderSession(1), HasRoutes::default());
+        let has = HasRoutes {
+            generation: table.unwrap().generation,
+            session: LeaderSession(1),
+        };
+        assert_eq!(
+            certificates.news(Incarnation(1), LeaderSession(1), has),
+            None
+        );
+        // Another leader goes on with them, and a clock that was set back makes others.
+        let next = loaded(&store, &seal).await;
+        assert_eq!(tickets(&next), second);
+        assert!(next.rotate_tickets(Timestamp(1)).await.unwrap());
+        assert_eq!(tickets(&next).previous.as_ref(), Some(&second.current));
+        // Sealed, and opened by no other key.
+        let other = Arc::new(SealKey::generate().unwrap());
+        let lost = loaded(&store, &other).await;
+        assert_eq!(tickets(&lost).previous, None);
+        store.close().await;
     }
 }

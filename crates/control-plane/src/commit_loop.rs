@@ -125,6 +125,7 @@ fn guarded(leader: &mut Leader, decide: Request) -> Option<Reply> {
 fn publish(shared: &Shared, batch: Batch) {
     let routes = (!batch.changes.routes.is_empty()).then_some(Topic::Routes);
     let events = (!batch.changes.events.is_empty()).then_some(Topic::Events);
+    let access = (!batch.changes.access.is_empty()).then_some(Topic::Access);
     let membership = (batch.changes.counters.membership > 0).then_some(Topic::Membership);
     let (mut peers, mut directory) = {
         let before = shared.published.borrow();
@@ -159,6 +160,7 @@ fn publish(shared: &Shared, batch: Batch) {
             .chain(envs)
             .chain(routes)
             .chain(events)
+            .chain(access)
             .chain(membership)
             .chain(concerned)
             .chain(directories),

@@ -27,8 +27,9 @@ use crate::clock::now;
 use crate::dispatch::{Dispatch, Shown};
 use crate::http2::{Requests, WithRequests};
 use crate::limits::{
-    HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_HEADER_BYTES, MAX_STREAMS_OF_A_SERVER,
-    MAX_STREAMS_OF_OTHERS, PING_INTERVAL, PING_TIMEOUT, STRANGER_TIMEOUT,
+    CONNECTION_WINDOW_BYTES, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_HEADER_BYTES,
+    MAX_STREAMS_OF_A_SERVER, MAX_STREAMS_OF_OTHERS, PING_INTERVAL, PING_TIMEOUT, STRANGER_TIMEOUT,
+    STREAM_WINDOW_BYTES,
 };
 use crate::shares::{Activity, Busy, Peer, Place, Shares};
 use crate::tls::Tls;
@@ -210,6 +211,9 @@ pub(crate) async fn serve(
             .timer(TokioTimer::new())
             .max_concurrent_streams(streams)
             .max_header_list_size(MAX_HEADER_BYTES)
+            // What is sent and not read yet is held here.
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
             .serve_connection(io, service);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::{ApiError, PROBLEM_JSON, Problem, error_code};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use scheduler::apply::Refused;
 use store::StoreError;
@@ -131,6 +131,10 @@ impl IntoResponse for ApiFailure {
         let mut response = (self.status, Json(problem)).into_response();
         let content_type = HeaderValue::from_static(PROBLEM_JSON);
         response.headers_mut().insert(CONTENT_TYPE, content_type);
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer realm=\"platform\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+        }
         if is_revoked {
             let yes = HeaderValue::from_static("yes");
             response.headers_mut().insert(REVOKED, yes);

@@ -12,6 +12,8 @@
 //! - Secret bundles are sealed before the store sees them ([`secrets`]); a node gets the bundles of the instances that
 //!   are placed on it, and no others.
 //! - Registry logins are sealed in the store, and opened when a registry asks or a node has to pull ([`logins`]).
+//! - Certificates of hosts are sealed, too, and told to edges ([`certificates`]); those of hosts for which nobody added one are ordered by ACME, where that is
+//!   turned on ([`acme`], [`acme_loop`], [`acme_order`]).
 //! - Streams (logs, commands, calls of instances) are opened by nodes when asked ([`streams`]), and joined to the user
 //!   that wants them.
 //!
@@ -28,6 +30,9 @@
 //! Deliberately absent: decisions (they are in `scheduler`, as pure functions).
 
 mod access;
+mod acme;
+mod acme_loop;
+mod acme_order;
 mod api;
 mod authority;
 mod backup;
@@ -51,6 +56,7 @@ mod init;
 mod keys;
 mod leader_handle;
 mod limits;
+mod listens_at;
 mod logins;
 mod members;
 mod metrics;
@@ -68,6 +74,8 @@ mod sealed;
 mod secrets;
 mod serve;
 mod shares;
+mod signing_rate;
+mod slots;
 mod state;
 mod streams;
 mod term;

@@ -18,6 +18,55 @@ pub(crate) const TICKET_KEY_LIFE_MS: u64 = 12 * 60 * 60 * 1000;
 /// How often certificates that end soon and the age of the keys of tickets are looked at.
 pub(crate) const CERTIFICATE_LOOK_INTERVAL: Duration = Duration::from_secs(600);
 
+/// Certificates of hosts that the ingress CA signs for one edge at once, and in a second after that, on average.
+pub(crate) const SIGNATURES_AT_ONCE: f64 = 1_000.0;
+/// See [`SIGNATURES_AT_ONCE`].
+pub(crate) const SIGNATURES_PER_SECOND: f64 = 10.0;
+/// Orders of certificates by ACME that are under way at a time.
+pub(crate) const MAX_ACME_ORDERS: usize = 8;
+/// How long a leader that begins waits for edges that it has not heard yet before it orders.
+pub(crate) const ACME_SETTLE: Duration = Duration::from_secs(15);
+/// An edge that has not called for so long is not waited for, in milliseconds: a poll waits for half a minute at most.
+pub(crate) const ACME_EDGE_SILENCE_MS: u64 = 45_000;
+/// How long edges may take to answer a challenge that they are told of.
+pub(crate) const ACME_EDGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a term has been going on when an edge that has not asked for challenges is one of before them.
+pub(crate) const ACME_OLD_EDGE_AFTER: Duration = Duration::from_secs(60);
+/// How long an authority may take to look at the answers to a challenge, or to sign.
+pub(crate) const ACME_DECISION_TIMEOUT: Duration = Duration::from_secs(180);
+/// First pause before it is asked again whether it has; half as long again each time.
+pub(crate) const ACME_FIRST_LOOK: Duration = Duration::from_millis(500);
+/// Longest whole order: a hook, edges, and an authority that takes its time.
+pub(crate) const ACME_ORDER_TIMEOUT: Duration = Duration::from_secs(1200);
+/// Longest wait for a connection to an authority.
+pub(crate) const ACME_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest request to an authority.
+pub(crate) const ACME_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest answer of an authority, in bytes: a chain of certificates.
+pub(crate) const MAX_ACME_ANSWER_BYTES: usize = 1024 * 1024;
+/// Longest pause that an authority may ask for.
+pub(crate) const MAX_ACME_PAUSE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Largest difference between the server's clock and an authority's with which certificates are ordered, in milliseconds: 1 h.
+pub(crate) const MAX_ACME_CLOCK_SKEW_MS: u64 = 60 * 60 * 1000;
+/// First pause of all orders after an authority could not be reached, or limits their rate; twice as long each time on end.
+pub(crate) const ACME_FIRST_PAUSE_MS: u64 = 30_000;
+/// The same after an authority has refused several nonces.
+pub(crate) const ACME_NONCE_PAUSE_MS: u64 = 1_000;
+/// Longest such pause, in milliseconds.
+pub(crate) const MAX_ACME_ALL_PAUSE_MS: u64 = 60 * 60 * 1000;
+/// How often an authority is asked when a certificate is to be renewed, at most and at least, in milliseconds.
+pub(crate) const MIN_RENEWAL_LOOK_MS: u64 = 60 * 60 * 1000;
+/// See [`MIN_RENEWAL_LOOK_MS`].
+pub(crate) const MAX_RENEWAL_LOOK_MS: u64 = 24 * 60 * 60 * 1000;
+/// Time over which a leader that begins asks about the certificates that are there, in milliseconds.
+pub(crate) const RENEWAL_SPREAD_MS: u64 = 6 * 60 * 60 * 1000;
+/// Longest sleep of the task that orders certificates.
+pub(crate) const ACME_LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a hook for DNS-01 may take.
+pub(crate) const DNS_HOOK_TIMEOUT: Duration = Duration::from_secs(300);
+/// Bytes of what it says that are kept.
+pub(crate) const MAX_DNS_HOOK_OUTPUT_BYTES: usize = 400;
+
 /// How long a call about the lease may take before it is given up and tried again.
 pub(crate) const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a server that could not begin its term leaves the lease to others.
@@ -69,6 +118,10 @@ pub(crate) const OTHER_FILES: usize = 128;
 pub(crate) const TURNED_AWAY_INTERVAL: Duration = Duration::from_secs(60);
 /// Requests under way on one HTTP/2 connection of a member or a user.
 pub(crate) const MAX_STREAMS_OF_OTHERS: u32 = 64;
+/// Bytes that a client may send on a stream of HTTP/2 before they are read, and on all of a connection.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// See [`STREAM_WINDOW_BYTES`].
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// Those of another server, which forwards the polls of many members.
 pub(crate) const MAX_STREAMS_OF_A_SERVER: u32 = 65_536;
 /// Largest header of an HTTP/2 request, in bytes.
@@ -93,6 +146,9 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Pause after a failure to accept a connection (no file descriptors left, say).
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Longest body of a call that anybody may make, in bytes: an enrollment has a certificate request and a few names. Strangers have so many of them open at a
+/// time that those of users would fill the memory.
+pub(crate) const MAX_STRANGERS_BODY_BYTES: usize = 16 << 10;
 /// Users who read logs at a time.
 pub const MAX_LOG_READERS: usize = 128;
 /// Commands that users run beside apps at a time, in the whole cluster.

@@ -53,6 +53,8 @@ pub(crate) struct ServerMetrics {
     unreadable: Gauge,
     certificates: Gauge,
     certificates_expiring: Gauge,
+    acme_orders: Family<ByOutcome, Counter>,
+    acme_names: Family<ByState, Gauge>,
 }
 
 impl Default for ServerMetrics {
@@ -73,6 +75,8 @@ impl Default for ServerMetrics {
             unreadable: Gauge::default(),
             certificates: Gauge::default(),
             certificates_expiring: Gauge::default(),
+            acme_orders: Family::default(),
+            acme_names: Family::default(),
         }
     }
 }
@@ -84,7 +88,10 @@ impl ServerMetrics {
         // From 0 on: the first one is an increase, too.
         for outcome in [Outcome::Success, Outcome::Failure] {
             self.commits.get_or_create(&ByOutcome { outcome }).inc_by(0);
+            let acme_orders = self.acme_orders.get_or_create(&ByOutcome { outcome });
+            acme_orders.inc_by(0);
         }
+        self.set_acme_names([0; 3]);
         let text = "Requests that this server answered while it led, by the path's template";
         server.register("requests", text, self.requests.clone());
         let text = "How long such a request took; long polls wait for news";
@@ -127,9 +134,14 @@ impl ServerMetrics {
         server.register("instances", text, self.instances.clone());
         let text = "Records of the store that cannot be read, whose envs are frozen";
         server.register("unreadable_records", text, self.unreadable.clone());
-        let text = "Certificates of hosts that users added";
+        let text = "Orders of certificates by ACME that ended";
+        server.register("acme_orders", text, self.acme_orders.clone());
+        let text = "Names that are to have a certificate by ACME; of those, names that have none, and names whose last order failed";
+        server.register("acme_names", text, self.acme_names.clone());
+        let text = "Certificates of hosts that users added, or that came by ACME";
         server.register("certificates", text, self.certificates.clone());
-        let text = "Those of them that end within 14 days, or have ended";
+        let text =
+            "Those of them that end within 14 days, or have ended; by ACME, whose renewal is late";
         server.register(
             "certificates_expiring",
             text,
@@ -210,6 +222,23 @@ impl ServerMetrics {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
         self.certificates.set(number(all));
         self.certificates_expiring.set(number(expiring));
+    }
+
+    /// An order of a certificate by ACME ended.
+    pub(crate) fn acme_ordered(&self, outcome: Outcome) {
+        self.acme_orders.get_or_create(&ByOutcome { outcome }).inc();
+    }
+
+    /// How many names are to have a certificate by ACME, have none, and failed last time.
+    pub(crate) fn set_acme_names(&self, [wanted, missing, failing]: [usize; 3]) {
+        for (state, count) in [
+            ("wanted", wanted),
+            ("missing", missing),
+            ("failing", failing),
+        ] {
+            let gauge = self.acme_names.get_or_create(&ByState { state });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// A term begins: these are the instances.

@@ -30,6 +30,8 @@ pub struct ServerOptions {
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
     /// Where it tells metrics and readiness; nowhere by default.
     pub metrics_listen: Option<SocketAddr>,
+    /// The program that sets and removes records in the DNS for ACME's DNS-01 (docs/tls.md); none by default.
+    pub acme_dns_hook: Option<PathBuf>,
     /// Told when the server answers.
     pub ready: Option<oneshot::Sender<Ready>>,
 }

@@ -36,19 +36,17 @@ impl Secrets {
         Self { store, seal }
     }
 
-    /// The next version of a bundle, made from its newest one: its number and its sealed content.
+    /// The sealed content of the next version of a bundle, which has this number, made from its newest one.
     pub(crate) async fn next(
         &self,
         env: &EnvKey,
         bundle: &str,
+        version: u32,
         request: &SetSecretsRequest,
-    ) -> Result<(u32, Vec<u8>), ApiFailure> {
+    ) -> Result<Vec<u8>, ApiFailure> {
         check_files(&request.set)?;
         let newest = self.newest(env, Some(bundle)).await?.remove(bundle);
-        let (version, mut files) = match newest {
-            Some(newest) => (newest.version, newest.files),
-            None => (0, Files::new()),
-        };
+        let mut files = newest.map_or_else(Files::new, |newest| newest.files);
         for name in &request.unset {
             if files.remove(name).is_none() {
                 return Err(ApiFailure::not_found(
@@ -59,10 +57,9 @@ impl Secrets {
         }
         files.extend(request.set.clone());
         check_size(bundle, &files)?;
-        let version = version + 1;
         let plain = sealed::encode(&files).map_err(|e| ApiFailure::internal(&e))?;
         let sealed = self.seal.seal(&plain, &context(env, bundle, version))?;
-        Ok((version, sealed))
+        Ok(sealed)
     }
 
     /// The newest version of each bundle of an env, or of one bundle.

@@ -20,6 +20,7 @@ use crate::election::Election;
 use crate::enrollment_rate::EnrollmentRate;
 use crate::keys::{self, ClusterKeys};
 use crate::limits::{ACCEPT_PAUSE, SHUTDOWN_GRACE, TURNED_AWAY_INTERVAL};
+use crate::listens_at::listens_at;
 use crate::metrics::ServerMetrics;
 use crate::options::{Ready, ServerError, ServerOptions, reachable, store_url};
 use crate::shares::{Shares, TurnedAway};
@@ -86,12 +87,14 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         users: Users::new(store.clone()),
         shares,
         url: server_url.clone(),
+        listens_at: listens_at(address),
         store,
         authority: authority.subscribe(),
         ca_changed: Arc::clone(&ca_changed),
         data_dir: options.data_dir.clone(),
         seal: Arc::new(seal),
         settings: record.settings,
+        acme_dns_hook: options.acme_dns_hook,
         insecure_registries: options.insecure_registries,
         registry_mirrors: options.registry_mirrors,
         shutdown: shutdown.clone(),

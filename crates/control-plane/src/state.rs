@@ -1,6 +1,7 @@
 //! What the parts of a running server share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -22,6 +23,7 @@ use store::Store;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::acme::Acme;
 use crate::authority::Authority;
 use crate::certificates::Certificates;
 use crate::doctor::Doctor;
@@ -37,6 +39,8 @@ use crate::refused_enrollments::RefusedEnrollments;
 use crate::reporting::Reporting;
 use crate::secrets::Secrets;
 use crate::shares::Shares;
+use crate::signing_rate::SigningRate;
+use crate::slots::Slots;
 use crate::streams::Streams;
 pub(crate) use crate::topics::Topic;
 use crate::topics::Topics;
@@ -79,6 +83,10 @@ pub(crate) struct Shared {
     pub(crate) logins: Logins,
     /// The certificates of hosts.
     pub(crate) certificates: Certificates,
+    /// Those that are ordered.
+    pub(crate) acme: Acme,
+    /// How many the ingress CA signs.
+    pub(crate) signing_rate: SigningRate,
     pub(crate) settings: ClusterSettings,
     pub(crate) registry: Registry,
     pub(crate) presence: Arc<Presence>,
@@ -93,18 +101,20 @@ pub(crate) struct Shared {
     pub(crate) shares: Shares,
     /// Where this server is reached, for the tokens that it makes.
     pub(crate) url: String,
+    /// Every address at which it listens, which members keep their instances from.
+    pub(crate) listens_at: BTreeSet<SocketAddr>,
     /// Wakes the planner.
     pub(crate) wake: Notify,
     /// The cluster state in memory, and its one writer.
     pub(crate) leader: LeaderHandle,
     pub(crate) published: watch::Sender<Arc<Published>>,
     pub(crate) topics: Topics,
-    pub(crate) log_readers: Arc<Semaphore>,
-    pub(crate) execs: Arc<Semaphore>,
+    pub(crate) log_readers: Slots,
+    pub(crate) execs: Slots,
     /// Plans that are worked out at a time.
     pub(crate) plans: Arc<Semaphore>,
     /// Connections that may be forwarded.
-    pub(crate) forwards: Arc<Semaphore>,
+    pub(crate) forwards: Slots,
     /// What is known of each node's reports.
     pub(crate) reporting: Reporting,
     /// Members that were refused for their protocol version, so that each is logged once.

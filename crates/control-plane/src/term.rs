@@ -3,6 +3,7 @@
 //! anew, and hears of its nodes anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +22,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::acme::Acme;
 use crate::authority::Authority;
 use crate::bootstrap::new_incarnation;
 use crate::certificates::Certificates;
@@ -39,11 +41,13 @@ use crate::refused_enrollments::RefusedEnrollments;
 use crate::reporting::Reporting;
 use crate::secrets::Secrets;
 use crate::shares::Shares;
+use crate::signing_rate::SigningRate;
+use crate::slots::Slots;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
 use crate::topics::Topics;
 use crate::users::Users;
-use crate::{api, certificate_loop, commit_loop, planner_loop};
+use crate::{acme_loop, api, certificate_loop, commit_loop, planner_loop};
 
 /// What a server has whether it leads or not.
 pub(crate) struct Foundation {
@@ -54,6 +58,8 @@ pub(crate) struct Foundation {
     pub(crate) shares: Shares,
     /// Where this server is reached.
     pub(crate) url: String,
+    /// Every address at which it listens.
+    pub(crate) listens_at: BTreeSet<SocketAddr>,
     /// The CAs; others where they were replaced.
     pub(crate) authority: watch::Receiver<Arc<Authority>>,
     /// Notified when this server has replaced the CA.
@@ -63,6 +69,8 @@ pub(crate) struct Foundation {
     /// What seals secrets.
     pub(crate) seal: Arc<SealKey>,
     pub(crate) settings: ClusterSettings,
+    /// The program for DNS-01.
+    pub(crate) acme_dns_hook: Option<PathBuf>,
     pub(crate) insecure_registries: BTreeSet<String>,
     pub(crate) registry_mirrors: BTreeMap<String, Vec<String>>,
     /// The server ends.
@@ -79,7 +87,7 @@ pub(crate) struct LedTerm {
     metrics: Arc<ServerMetrics>,
     /// Ends what was begun in it.
     end: CancellationToken,
-    tasks: [(JoinHandle<()>, &'static str); 4],
+    tasks: [(JoinHandle<()>, &'static str); 5],
 }
 
 impl LedTerm {
@@ -114,6 +122,13 @@ impl LedTerm {
             &foundation.settings.id,
         )
         .await?;
+        let acme = Acme::load(
+            store.clone(),
+            Arc::clone(&foundation.seal),
+            term,
+            foundation.acme_dns_hook.clone(),
+        )
+        .await?;
         let mut cluster = store.load().await?;
         let presence = Presence::starting(cluster.nodes.keys().copied());
         // A server that followed has not looked at its machine's clock since it started, which may be months ago.
@@ -142,6 +157,8 @@ impl LedTerm {
             data_dir: foundation.data_dir.clone(),
             logins,
             certificates,
+            acme,
+            signing_rate: SigningRate::default(),
             settings: foundation.settings.clone(),
             registry,
             presence: Arc::new(presence),
@@ -151,14 +168,15 @@ impl LedTerm {
             doctor: Doctor::default(),
             shares: foundation.shares.clone(),
             url: foundation.url.clone(),
+            listens_at: foundation.listens_at.clone(),
             wake: Notify::new(),
             leader: leader_handle,
             published: watch::Sender::new(Arc::new(nothing_published)),
             topics: Topics::default(),
-            log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
-            execs: Arc::new(Semaphore::new(MAX_EXECS)),
+            log_readers: Slots::new(MAX_LOG_READERS),
+            execs: Slots::new(MAX_EXECS),
             plans: Arc::new(Semaphore::new(MAX_PLANS)),
-            forwards: Arc::new(Semaphore::new(MAX_FORWARDS)),
+            forwards: Slots::new(MAX_FORWARDS),
             reporting: Reporting::default(),
             refused: Mutex::default(),
             refused_enrollments: RefusedEnrollments::default(),
@@ -186,6 +204,7 @@ impl LedTerm {
         let planner = tokio::spawn(planner_loop::run(Arc::clone(&shared)));
         let hubs = tokio::spawn(watch_hubs(Arc::clone(&shared)));
         let certificates = tokio::spawn(certificate_loop::keep_current(Arc::clone(&shared)));
+        let acme = tokio::spawn(acme_loop::run(Arc::clone(&shared)));
         Ok(Self {
             term,
             metrics: Arc::clone(&foundation.metrics),
@@ -196,6 +215,7 @@ impl LedTerm {
                 (planner, "planner"),
                 (hubs, "hubs"),
                 (certificates, "certificates"),
+                (acme, "ACME"),
                 (committer, "committer"),
             ],
         })

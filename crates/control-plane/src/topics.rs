@@ -18,6 +18,8 @@ pub(crate) enum Topic {
     Routes,
     /// The certificates of hosts, or the keys of session tickets.
     Certificates,
+    /// What edges are to answer to authorities of ACME.
+    Challenges,
     /// What members of before the overlay are told about each other.
     Membership,
     /// What one member is told of itself and of its peers.
@@ -26,6 +28,8 @@ pub(crate) enum Topic {
     Directory(NodeId),
     /// Something happened.
     Events,
+    /// Who may do what.
+    Access,
 }
 
 /// The topics that have subscribers.

@@ -4,17 +4,20 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use api::ApiError;
+use api::event::EventsQuery;
 use api::user::{
-    AttachQuery, CreateUserTokenRequest, DeployRequest, ExecQuery, GrantRequest, Role,
+    AttachQuery, CreateUserTokenRequest, DeployRequest, ExecQuery, GrantRequest, LogsQuery, Role,
     SetSecretsRequest, SignalRequest,
 };
 use api_client::{ApiClient, ClientConfig, ClientError};
+use futures_util::StreamExt as _;
 use model::{Generation, InstanceId, OrgName, UserName};
 use reqwest::{Client, Method, StatusCode};
 use support::registry::Registry;
-use support::{ReportsAll as _, Server, env_key, eventually, manifest, plain, report};
+use support::{PATIENCE, ReportsAll as _, Server, env_key, eventually, manifest, plain, report};
 
 fn org(name: &str) -> OrgName {
     name.parse().unwrap()
@@ -117,6 +120,18 @@ const CALLS: &[(&str, &str, Needs)] = &[
     ),
     ("GET", "/v1/certificates", Needs::Cluster(Role::Viewer)),
     ("POST", "/v1/certificates", Needs::Cluster(Role::Admin)),
+    ("GET", "/v1/certificates/acme", Needs::Cluster(Role::Viewer)),
+    ("PUT", "/v1/certificates/acme", Needs::Cluster(Role::Admin)),
+    (
+        "DELETE",
+        "/v1/certificates/acme",
+        Needs::Cluster(Role::Admin),
+    ),
+    (
+        "POST",
+        "/v1/certificates/acme/retry?name=x.example.com",
+        Needs::Cluster(Role::Admin),
+    ),
     (
         "DELETE",
         "/v1/certificates?name=x.example.com",
@@ -448,6 +463,60 @@ async fn every_call_needs_its_role_and_what_is_anothers_is_not_there() {
         assert_eq!(refused.code(), Some("forbidden"), "{refused}");
     }
 
+    // Nor is it told to whom another app is, whose logs are read; nor is whose a host is that is taken.
+    let of_other = DeployRequest {
+        manifest: manifest("loans").replace("loans.localhost", "shop.localhost"),
+        ..request.clone()
+    };
+    let theirs = env_key("loans", "prod");
+    let refused = others.deploy(&theirs, &of_other).await.unwrap_err();
+    assert_eq!(refused.code(), Some("host_taken"), "{refused}");
+    let text = refused.to_string();
+    assert!(text.contains("shop.localhost leads elsewhere"), "{text}");
+    assert!(!text.contains("shop/prod"), "{text}");
+    let without = DeployRequest {
+        manifest: manifest("loans"),
+        ..request.clone()
+    };
+    others.deploy(&theirs, &without).await.unwrap();
+    let query = LogsQuery {
+        instance: Some(instance.id),
+        ..LogsQuery::default()
+    };
+    let refused = others.logs(&theirs, &query).await.map(drop).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("loans/prod has no instance"), "{text}");
+    // A viewer who may deploy nowhere learns of no name whether it is taken.
+    let onlooker = client(
+        &server,
+        &somebody(&server, "onlooker", Some("bank"), Role::Viewer).await,
+    );
+    for app in ["shop", "nobodys"] {
+        let refused = onlooker.deploy(&env_key(app, "prod"), &without).await;
+        assert_eq!(refused.unwrap_err().code(), Some("forbidden"), "{app}");
+    }
+
+    // What goes on ends with the token that began it.
+    let reading = token(&server, of("in-viewer")).await;
+    let query = LogsQuery {
+        follow: true,
+        ..LogsQuery::default()
+    };
+    let reader = client(&server, &reading);
+    let mut lines = reader.logs(&key, &query).await.unwrap();
+    let tokens = server
+        .user
+        .user_tokens(Some(&user("in-viewer")))
+        .await
+        .unwrap();
+    for row in tokens {
+        server.user.revoke_user_token(&row.id).await.unwrap();
+    }
+    let ended = async { while lines.next().await.is_some_and(|line| line.is_ok()) {} };
+    tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    let events = reader.events(&EventsQuery::default(), Duration::ZERO).await;
+    assert!(events.is_err());
+
     let admin = client(&server, &inside[&Role::Admin]);
     admin.destroy(&key).await.unwrap();
     server.stop().await;
@@ -558,9 +627,43 @@ async fn a_token_opens_no_more_than_it_says_and_ends() {
     };
     let for_ben = ann.create_user_token(&for_ben).await.unwrap();
     let ben = client(&server, &for_ben.token);
+    // Not for whom has no role there, and not in the name of a user of the cluster.
+    for name in ["admin", "nobody"] {
+        let in_trade = CreateUserTokenRequest {
+            org: Some(org("trade")),
+            ..of(name)
+        };
+        let refused = ann.create_user_token(&in_trade).await.unwrap_err();
+        assert_eq!(refused.code(), Some("forbidden"), "{name}: {refused}");
+    }
+    // Who has a role in one org sees the tokens of theirs, and ends them; that of an admin makes none that outlives it.
+    let wide = client(&server, &token(&server, of("ben")).await);
+    let own = wide.user_tokens(None).await.unwrap();
+    assert_eq!(own.len(), 2, "{own:?}");
+    let spare = token(&server, of("ben")).await;
+    let spare = client(&server, &spare).whoami().await.unwrap().token;
+    wide.revoke_user_token(&spare).await.unwrap();
+    let short = CreateUserTokenRequest {
+        org: Some(org("trade")),
+        ttl_seconds: Some(600),
+        ..of("ann")
+    };
+    let short = client(&server, &token(&server, short).await);
+    let lasting = CreateUserTokenRequest {
+        org: Some(org("trade")),
+        user: None,
+        ..of("ann")
+    };
+    let refused = short.create_user_token(&lasting).await.unwrap_err();
+    assert_eq!(refused.code(), Some("ttl_out_of_range"), "{refused}");
     ben.set_secrets(&key, "db", &secrets).await.unwrap();
 
     // A token that is revoked lets nobody in from then on, and one that has expired says so.
+    server
+        .user
+        .revoke_user_token(&wide.whoami().await.unwrap().token)
+        .await
+        .unwrap();
     let listed = server.user.user_tokens(Some(&user("ben"))).await.unwrap();
     assert_eq!(listed.len(), 1);
     assert!(listed[0].used_at.is_some());

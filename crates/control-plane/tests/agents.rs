@@ -563,7 +563,7 @@ async fn lists_by_page() {
         rows.iter().all(|row| row.online).then_some(())
     })
     .await;
-    let small = "min = 1\nmax = 1000\n[processes.web.resources]\ncpu = 0.01\nmemory = \"64MiB\"";
+    let small = "min = 1\nmax = 1000\n[processes.web.resources]\ncpu = 0.01\nmemory = \"96MiB\"";
     let started = Instant::now();
     for app in 0..LISTED_APPS {
         let app = format!("app{app:03}");

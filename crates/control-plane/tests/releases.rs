@@ -170,7 +170,24 @@ async fn the_same_call_makes_one_release_and_a_late_one_makes_none() {
         let (status, made) = post(&server, &rollback, Some("b"), &back).await;
         assert_eq!((status, &made["release"]), (201, &3.into()), "{made}");
     }
+    // The same key for another rollback, and for another kind of call.
+    let (status, problem) = post(
+        &server,
+        &rollback,
+        Some("b"),
+        &serde_json::json!({ "release": 2 }),
+    )
+    .await;
+    assert_eq!(
+        (status, &problem["code"]),
+        (422, &"idempotency_key_reused".into())
+    );
     let redeploy = format!("{env}/redeploy");
+    let (status, problem) = post(&server, &redeploy, Some("a"), &serde_json::json!({})).await;
+    assert_eq!(
+        (status, &problem["code"]),
+        (422, &"idempotency_key_reused".into())
+    );
     let nothing = serde_json::json!({});
     for _ in 0..2 {
         let (status, made) = post(&server, &redeploy, Some("c"), &nothing).await;

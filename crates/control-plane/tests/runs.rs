@@ -140,8 +140,11 @@ async fn what_cannot_be_run_is_refused_and_a_command_is_ended_when_it_is_asked_f
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Some("nothing_to_attach_to"));
-    let rows = server.user.instances(Some(&key)).await.unwrap();
-    let app = rows.iter().find(|row| row.runs.is_app()).unwrap().id;
+    let app = eventually("an instance of the app", async || {
+        let rows = server.user.instances(Some(&key)).await.unwrap();
+        rows.iter().find(|row| row.runs.is_app()).map(|row| row.id)
+    })
+    .await;
     let refused = server.user.end_run(app).await.unwrap_err();
     assert_eq!(refused.code(), Some("not_a_command"));
     let refused = server.user.end_run(InstanceId(1)).await.unwrap_err();

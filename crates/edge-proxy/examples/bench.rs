@@ -1,7 +1,7 @@
-//! What a request costs the edge, beside Debian's haproxy: the same backend, the same core, the same run. `make bench` runs it; it needs
-//! haproxy and two cores.
+//! What a request costs the edge, beside Debian's haproxy, and over HTTP/2 beside Debian's nginx: the same backend, the same core, the same run. `make bench`
+//! runs it; it needs haproxy, nginx and h2load (Debian's nghttp2-client), and two cores.
 //!
-//! `bench` starts both proxies on core 0, one thread each, and asks them in turn from core 1, where the backend is too. A request's cost is the CPU time of
+//! `bench` starts the proxies on core 0, one thread each, and asks them in turn from core 1, where the backend is too. A request's cost is the CPU time of
 //! the proxy's process, of the kernel's statistics. Of `ROUNDS` rounds the median counts.
 #![allow(
     clippy::print_stdout,
@@ -12,12 +12,16 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use edge_proxy::EdgeOptions;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 /// As the `platform` binary has it.
@@ -27,8 +31,18 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const ROUNDS: usize = 5;
 const MEASURED: Duration = Duration::from_secs(3);
 const CLIENTS: usize = 64;
-/// The most that the edge may cost, in what haproxy costs: a request on a connection that is kept, and one with a connection of its own.
-const GOALS: [(Kind, f64); 2] = [(Kind::Kept, 1.0), (Kind::New, 1.2)];
+/// Requests of h2load, its connections, and how many requests each has at once.
+const HTTP2: (u32, u32, u32) = (60_000, 16, 8);
+/// The most that the edge may cost, in what the other costs.
+const GOALS: [(Kind, &str, f64); 4] = [
+    (Kind::Kept, HAPROXY, 1.0),
+    (Kind::New, HAPROXY, 1.2),
+    (Kind::KeptTls, HAPROXY, 1.0),
+    (Kind::Http2, NGINX, 1.0),
+];
+const HAPROXY: &str = "haproxy";
+const NGINX: &str = "nginx";
+const HOST: &str = "bench.test";
 /// Connections that are idle, from so many addresses each.
 const IDLE: (usize, u8) = (1200, 8);
 const IDLE_GOAL_BYTES: u64 = 12 * 1024;
@@ -49,12 +63,25 @@ enum Kind {
     Kept,
     /// Each request has a connection of its own.
     New,
+    /// Connections over TLS are kept.
+    KeptTls,
+    /// HTTP/2 over TLS, from h2load.
+    Http2,
 }
 
 struct Proxy {
     name: &'static str,
     process: Child,
     address: SocketAddr,
+    /// Where it speaks TLS.
+    tls: SocketAddr,
+}
+
+/// The proxies' certificate, and a client that trusts it.
+struct Tls {
+    certificate: String,
+    key: String,
+    connector: TlsConnector,
 }
 
 impl Drop for Proxy {
@@ -68,15 +95,17 @@ impl Drop for Proxy {
 struct Measured {
     micros_a_request: f64,
     requests_a_second: f64,
-    p99_micros: u32,
+    /// Absent where h2load measured.
+    p99_micros: Option<u32>,
 }
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    if let [role, folder, listen] = &arguments[..]
+    if let [role, folder, listen, tls] = &arguments[..]
         && role == "edge"
     {
-        return run_edge(PathBuf::from(folder), listen.parse().unwrap());
+        let (listen, tls) = (listen.parse().unwrap(), tls.parse().unwrap());
+        return run_edge(PathBuf::from(folder), listen, tls);
     }
     pin("1", std::process::id());
     let limit = rustix::process::Resource::Nofile;
@@ -93,7 +122,7 @@ fn main() {
     runtime.block_on(bench());
 }
 
-fn run_edge(data_dir: PathBuf, listen: SocketAddr) {
+fn run_edge(data_dir: PathBuf, listen: SocketAddr, listen_tls: SocketAddr) {
     let options = EdgeOptions {
         data_dir,
         listen,
@@ -107,11 +136,13 @@ fn run_edge(data_dir: PathBuf, listen: SocketAddr) {
         name: "edge".to_owned(),
         region: "home".to_owned(),
         metrics_listen: None,
-        listen_tls: None,
+        listen_tls: Some(listen_tls),
+        https_port: None,
         tcp_ports: edge_proxy::PortRanges::default(),
         underlay: membership::UnderlayOptions::default(),
         trusted_proxies: Vec::new(),
         access_log: None,
+        error_pages: None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -135,20 +166,29 @@ fn pin(core: &str, pid: u32) {
 async fn bench() {
     let dir = tempfile::tempdir().unwrap();
     let backend = backend().await;
-    let mut proxies = [edge(dir.path(), backend), haproxy(dir.path(), backend)];
+    let tls = tls();
+    let mut proxies = [
+        edge(dir.path(), backend, &tls),
+        haproxy(dir.path(), backend, &tls),
+        nginx(dir.path(), backend, &tls),
+    ];
     for proxy in &mut proxies {
-        while TcpStream::connect(proxy.address).await.is_err() {
+        while TcpStream::connect(proxy.tls).await.is_err() {
             let ended = proxy.process.try_wait().unwrap();
             assert!(ended.is_none(), "{} ended: {ended:?}", proxy.name);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
     let mut missed = Vec::new();
-    for (kind, goal) in GOALS {
+    for (kind, rival, goal) in GOALS {
         let mut rounds: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
+        let both = proxies
+            .iter()
+            .filter(|proxy| proxy.name == "edge" || proxy.name == rival);
+        let proxies: Vec<&Proxy> = both.collect();
         for _ in 0..ROUNDS {
             for (proxy, rounds) in proxies.iter().zip(&mut rounds) {
-                rounds.push(measure(proxy, kind).await);
+                rounds.push(measure(proxy, kind, &tls.connector).await);
             }
         }
         let medians = rounds.map(|mut rounds| {
@@ -156,13 +196,17 @@ async fn bench() {
             rounds.swap_remove(ROUNDS / 2)
         });
         for (proxy, median) in proxies.iter().zip(&medians) {
+            let p99 = median.p99_micros;
             println!(
-                "{kind:?} {:8} {:6.2} us of CPU a request, {:7.0} requests/s, p99 {} us",
-                proxy.name, median.micros_a_request, median.requests_a_second, median.p99_micros
+                "{kind:?} {:8} {:6.2} us of CPU a request, {:7.0} requests/s{}",
+                proxy.name,
+                median.micros_a_request,
+                median.requests_a_second,
+                p99.map_or_else(String::new, |p99| format!(", p99 {p99} us")),
             );
         }
         let ratio = medians[0].micros_a_request / medians[1].micros_a_request;
-        println!("{kind:?} edge / haproxy: {ratio:.2} (at most {goal})");
+        println!("{kind:?} edge / {rival}: {ratio:.2} (at most {goal})");
         if ratio > goal {
             missed.push(format!("{kind:?}: {ratio:.2}"));
         }
@@ -183,9 +227,33 @@ async fn bench() {
     assert!(missed.is_empty(), "goals missed: {missed:?}");
 }
 
-fn edge(dir: &Path, backend: SocketAddr) -> Proxy {
-    let (data, address) = (dir.join("edge"), free_address());
-    fs::create_dir(&data).unwrap();
+fn tls() -> Tls {
+    let made = rcgen::generate_simple_self_signed([HOST.to_owned()]).unwrap();
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let mut roots = rustls::RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(certificate.as_bytes());
+    roots.add(root.unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Tls {
+        certificate,
+        key,
+        connector: TlsConnector::from(Arc::new(config)),
+    }
+}
+
+fn edge(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
+    let (data, address, tls) = (dir.join("edge"), free_address(), free_address());
+    fs::create_dir_all(data.join("certificates")).unwrap();
+    let kept = serde_json::json!({
+        "version": 1, "chain_pem": certificate.certificate, "key_pem": certificate.key,
+    });
+    let file = data.join("certificates/bench.json");
+    fs::write(file, kept.to_string()).unwrap();
     let routes = format!(
         r#"{{"version": 1, "generation": 1, "routes": {{"bench.test": {{
             "env": {{"app": "bench", "env": "prod"}}, "process": "web",
@@ -198,21 +266,26 @@ fn edge(dir: &Path, backend: SocketAddr) -> Proxy {
         .arg(program)
         .arg("edge")
         .arg(&data)
-        .arg(address.to_string())
+        .args([address.to_string(), tls.to_string()])
         .spawn();
     Proxy {
         name: "edge",
         process: process.unwrap(),
         address,
+        tls,
     }
 }
 
-fn haproxy(dir: &Path, backend: SocketAddr) -> Proxy {
-    let (file, address) = (dir.join("haproxy.cfg"), free_address());
+fn haproxy(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
+    let (file, address, tls) = (dir.join("haproxy.cfg"), free_address(), free_address());
+    let pem = dir.join("haproxy.pem");
+    let both = [certificate.certificate.as_str(), &certificate.key].concat();
+    fs::write(&pem, both).unwrap();
+    let pem = pem.display();
     let text = format!(
         "global\n  maxconn 4000\n  nbthread 1\n\
          defaults\n  mode http\n  option forwardfor\n  timeout connect 2s\n  timeout client 75s\n  timeout server 120s\n\
-         frontend clients\n  bind {address}\n  use_backend apps if {{ hdr(host) bench.test }}\n\
+         frontend clients\n  bind {address}\n  bind {tls} ssl crt {pem} alpn http/1.1\n  use_backend apps if {{ hdr(host) bench.test }}\n\
          backend apps\n  server app {backend}\n"
     );
     fs::write(&file, text).unwrap();
@@ -222,9 +295,48 @@ fn haproxy(dir: &Path, backend: SocketAddr) -> Proxy {
         .stdout(Stdio::null())
         .spawn();
     Proxy {
-        name: "haproxy",
+        name: HAPROXY,
         process: process.expect("haproxy is not installed: apt-get install haproxy"),
         address,
+        tls,
+    }
+}
+
+/// With connections to the backend that are kept, and what the edge tells apps told, too.
+fn nginx(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
+    let (folder, address, tls) = (dir.join("nginx"), free_address(), free_address());
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("certificate.pem"), &certificate.certificate).unwrap();
+    fs::write(folder.join("key.pem"), &certificate.key).unwrap();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|of| format!("  {of}_temp_path {of};\n"))
+        .concat();
+    let text = format!(
+        "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log error.log;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n  access_log off;\n{temporary}  keepalive_requests 1000000;\n\
+         upstream apps {{ server {backend}; keepalive 256; keepalive_requests 1000000; }}\n\
+         server {{\n  listen {address};\n  listen {tls} ssl http2;\n  server_name {HOST};\n\
+         ssl_certificate certificate.pem;\n  ssl_certificate_key key.pem;\n\
+         location / {{\n  proxy_pass http://apps;\n  proxy_http_version 1.1;\n  proxy_set_header Connection \"\";\n\
+         proxy_set_header Host $host;\n  proxy_set_header X-Forwarded-For $remote_addr;\n\
+         proxy_set_header X-Forwarded-Proto $scheme;\n  proxy_set_header X-Real-IP $remote_addr;\n\
+         proxy_set_header X-Request-Id $request_id;\n  }}\n  }}\n}}\n"
+    );
+    let file = folder.join("nginx.conf");
+    fs::write(&file, text).unwrap();
+    let process = Command::new("taskset")
+        .args(["-c", "0", "nginx", "-p"])
+        .arg(&folder)
+        .arg("-c")
+        .arg(&file)
+        .stderr(Stdio::null())
+        .spawn();
+    Proxy {
+        name: NGINX,
+        process: process.expect("nginx is not installed: apt-get install nginx"),
+        address,
+        tls,
     }
 }
 
@@ -260,11 +372,53 @@ async fn backend() -> SocketAddr {
     address
 }
 
-async fn measure(proxy: &Proxy, kind: Kind) -> Measured {
+/// Asks a proxy as h2load does.
+async fn measure_http2(proxy: &Proxy) -> Measured {
+    let (requests, connections, streams) = HTTP2;
+    let before = cpu_nanos(proxy.process.id());
+    let begun = Instant::now();
+    let output = tokio::process::Command::new("taskset")
+        .args(["-c", "1", "h2load", "-t", "1"])
+        .args(["-n", &requests.to_string()])
+        .args(["-c", &connections.to_string()])
+        .args(["-m", &streams.to_string()])
+        .arg(format!("--connect-to={}", proxy.tls))
+        .args(
+            REQUEST
+                .split("\r\n")
+                .skip(2)
+                .filter(|line| !line.is_empty())
+                .flat_map(|line| ["-H", line]),
+        )
+        .arg(format!("https://{HOST}/index.html?a=b"))
+        .output()
+        .await;
+    let output = output.expect("h2load is not installed: apt-get install nghttp2-client");
+    let took = begun.elapsed();
+    let nanos = cpu_nanos(proxy.process.id()) - before;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let all = format!("{requests} succeeded, 0 failed");
+    let is_http2 = text.contains("Application protocol: h2");
+    assert!(is_http2 && text.contains(&all), "{}: {text}", proxy.name);
+    let requests = f64::from(requests);
+    Measured {
+        micros_a_request: Duration::from_nanos(nanos).as_secs_f64() * 1e6 / requests,
+        requests_a_second: requests / took.as_secs_f64(),
+        p99_micros: None,
+    }
+}
+
+async fn measure(proxy: &Proxy, kind: Kind, connector: &TlsConnector) -> Measured {
+    if kind == Kind::Http2 {
+        return measure_http2(proxy).await;
+    }
     let end = Instant::now() + MEASURED;
     let before = cpu_nanos(proxy.process.id());
     let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| tokio::spawn(client(proxy.address, kind, end)))
+        .map(|_| match kind {
+            Kind::KeptTls => tokio::spawn(tls_client(proxy.tls, connector.clone(), end)),
+            _ => tokio::spawn(client(proxy.address, kind, end)),
+        })
         .collect();
     let mut took = Vec::new();
     for client in clients {
@@ -276,7 +430,7 @@ async fn measure(proxy: &Proxy, kind: Kind) -> Measured {
     Measured {
         micros_a_request: Duration::from_nanos(nanos).as_secs_f64() * 1e6 / requests,
         requests_a_second: requests / MEASURED.as_secs_f64(),
-        p99_micros: took[took.len() * 99 / 100],
+        p99_micros: Some(took[took.len() * 99 / 100]),
     }
 }
 
@@ -308,8 +462,25 @@ async fn client(address: SocketAddr, kind: Kind, end: Instant) -> Vec<u32> {
     took
 }
 
-async fn ask(stream: &mut TcpStream, request: &str) {
+/// [`client`] on one connection over TLS. The handshake is not measured of the client, and is a ten-thousandth of what is measured of the proxy.
+async fn tls_client(address: SocketAddr, connector: TlsConnector, end: Instant) -> Vec<u32> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let host = ServerName::try_from(HOST).unwrap();
+    let mut stream = connector.connect(host, stream).await.unwrap();
+    let request = format!("{REQUEST}\r\n");
+    let mut took = Vec::new();
+    while Instant::now() < end {
+        let begun = Instant::now();
+        ask(&mut stream, &request).await;
+        took.push(u32::try_from(begun.elapsed().as_micros()).unwrap());
+    }
+    took
+}
+
+async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &str) {
     stream.write_all(request.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
     let mut buffer = [0; 4096];
     let mut filled = 0;
     loop {

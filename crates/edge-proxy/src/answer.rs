@@ -13,6 +13,8 @@ use http1::{Refusal, Version};
 use serde::Serialize;
 
 use crate::date::with_date;
+use crate::error_pages::Page;
+use crate::routes::Refused;
 
 /// Seconds after which a client may ask again when no instance is ready, or when there is no room.
 const RETRY_AFTER_SECONDS: u64 = 2;
@@ -40,7 +42,10 @@ pub(crate) struct Answer {
     what: Cow<'static, str>,
     /// Absent: the request id is all there is to say.
     meaning: Option<Cow<'static, str>>,
-    asks_again: bool,
+    /// Seconds after which the client may ask again.
+    retry_after: Option<u64>,
+    /// Where a redirect leads.
+    location: Option<String>,
 }
 
 impl Answer {
@@ -49,7 +54,8 @@ impl Answer {
             status,
             what: what.into(),
             meaning: Some(meaning.into()),
-            asks_again: false,
+            retry_after: None,
+            location: None,
         }
     }
 
@@ -62,10 +68,22 @@ impl Answer {
         )
     }
 
+    /// The same is to be asked at this URL.
+    pub(crate) fn redirect(status: StatusCode, url: String) -> Self {
+        Self {
+            location: Some(url),
+            ..Self::new(
+                status,
+                "this is to be asked by HTTPS",
+                "Location says where.",
+            )
+        }
+    }
+
     /// No instance is ready, or the edge has no routes yet.
     pub(crate) fn not_now() -> Self {
         Self {
-            asks_again: true,
+            retry_after: Some(RETRY_AFTER_SECONDS),
             ..Self::unavailable(StatusCode::SERVICE_UNAVAILABLE)
         }
     }
@@ -82,7 +100,8 @@ impl Answer {
             status,
             what: what.into(),
             meaning: None,
-            asks_again: false,
+            retry_after: None,
+            location: None,
         }
     }
 
@@ -106,7 +125,7 @@ impl Answer {
             Refusal::HeadTooLarge => "A head has 64 KiB at most.",
             Refusal::TooManyFields => "A request has 128 headers at most.",
             Refusal::TargetTooLong => "A target has 16 KiB at most.",
-            Refusal::Version => "This server speaks HTTP/1.1 and HTTP/1.0.",
+            Refusal::Version => "This server speaks HTTP/2, HTTP/1.1 and HTTP/1.0.",
             _ => "This is not a request of HTTP/1.1 (RFC 9112).",
         };
         Self::new(status, refusal.to_string(), meaning)
@@ -116,16 +135,45 @@ impl Answer {
         let what = "this client has too many connections";
         let meaning = "Close some, or use those that are open again.";
         Self {
-            asks_again: true,
+            retry_after: Some(RETRY_AFTER_SECONDS),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, what, meaning)
         }
     }
 
-    pub(crate) fn host_has_its_share() -> Self {
-        let what = "too many requests of this host are under way";
+    /// A limit of the route, or of all hosts, keeps the request out.
+    pub(crate) fn not_admitted(refused: Refused) -> Self {
+        let (status, what, meaning) = match refused {
+            Refused::Host | Refused::Route => (
+                if refused == Refused::Host {
+                    StatusCode::SERVICE_UNAVAILABLE
+                } else {
+                    StatusCode::TOO_MANY_REQUESTS
+                },
+                "too many requests of this host are under way",
+                "Ask again when some of them are done.",
+            ),
+            Refused::Client(_) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "this client asks too often",
+                "Retry-After says in how many seconds it may ask again.",
+            ),
+        };
+        let seconds = match refused {
+            Refused::Client(later) => later.as_secs() + u64::from(later.subsec_nanos() > 0),
+            Refused::Host | Refused::Route => RETRY_AFTER_SECONDS,
+        };
+        Self {
+            retry_after: Some(seconds),
+            ..Self::new(status, what, meaning)
+        }
+    }
+
+    /// Each instance has as many requests as it may have, and none was done in time.
+    pub(crate) fn instances_are_busy() -> Self {
+        let what = "the app has as many requests as it takes at a time";
         let meaning = "Ask again when some of them are done.";
         Self {
-            asks_again: true,
+            retry_after: Some(RETRY_AFTER_SECONDS),
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, what, meaning)
         }
     }
@@ -140,6 +188,8 @@ pub(crate) struct Form<'a> {
     pub(crate) version: Version,
     pub(crate) closes: bool,
     pub(crate) request_id: &'a str,
+    /// The operator's page, in place of the plain text.
+    pub(crate) page: Option<&'a Page>,
 }
 
 /// RFC 9457.
@@ -167,6 +217,8 @@ pub(crate) fn write(out: &mut Vec<u8>, answer: &Answer, form: Form<'_>) -> usize
         };
         let body = serde_json::to_string(&problem).unwrap_or_default();
         ("application/problem+json", body)
+    } else if let Some(page) = form.page {
+        ("text/html; charset=utf-8", page.with(id))
     } else {
         let meaning = match &answer.meaning {
             Some(meaning) => meaning.clone(),
@@ -181,8 +233,11 @@ pub(crate) fn write(out: &mut Vec<u8>, answer: &Answer, form: Form<'_>) -> usize
         answer.status.canonical_reason().unwrap_or_default(),
         body.len(),
     );
-    if answer.asks_again {
-        let _ = write!(head, "Retry-After: {RETRY_AFTER_SECONDS}\r\n");
+    if let Some(seconds) = answer.retry_after {
+        let _ = write!(head, "Retry-After: {seconds}\r\n");
+    }
+    if let Some(url) = &answer.location {
+        let _ = write!(head, "Location: {url}\r\n");
     }
     if answer.status == StatusCode::METHOD_NOT_ALLOWED {
         let _ = write!(head, "Allow: {ALLOWED}\r\n");
@@ -201,6 +256,21 @@ pub(crate) fn write_options(out: &mut Vec<u8>, form: Form<'_>) {
     let mut head = format!("HTTP/1.1 200 OK\r\nAllow: {ALLOWED}\r\nContent-Length: 0\r\n");
     end_head(&mut head, form);
     out.extend_from_slice(head.as_bytes());
+}
+
+/// Writes the answer to an authority of ACME (RFC 8555, 8.3).
+pub(crate) fn write_challenge(out: &mut Vec<u8>, body: &str, form: Form<'_>) -> usize {
+    let mut head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n",
+        body.len()
+    );
+    end_head(&mut head, form);
+    out.extend_from_slice(head.as_bytes());
+    if form.is_head {
+        return 0;
+    }
+    out.extend_from_slice(body.as_bytes());
+    body.len()
 }
 
 fn end_head(head: &mut String, form: Form<'_>) {

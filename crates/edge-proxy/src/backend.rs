@@ -4,27 +4,24 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
+use crate::balance::Upstream;
 use crate::buffer::Buffer;
-use crate::limits::{
-    AVOID_AFTER_FAILURE, CONNECT_TIMEOUT, MAX_ATTEMPTS, MAX_IDLE_AGE, MAX_IDLE_PER_BACKEND,
-};
-use crate::routes::HostRoute;
+use crate::http2::{BackendStream, SharedConnections};
+use crate::limits::{CONNECT_TIMEOUT, MAX_IDLE_AGE, MAX_IDLE_PER_BACKEND};
 use crate::socket;
 
-/// Idle connections, and which backends failed lately.
+/// Idle connections.
 #[derive(Debug, Default)]
 pub(crate) struct Backends {
     idle: Mutex<BTreeMap<SocketAddr, Vec<Idle>>>,
-    failed: Mutex<BTreeMap<SocketAddr, Instant>>,
-    /// How many `failed` has.
-    failures: AtomicUsize,
+    /// Connections to instances that speak HTTP/2.
+    pub(crate) shared: SharedConnections,
 }
 
 #[derive(Debug)]
@@ -45,7 +42,7 @@ pub(crate) enum ConnectError {
 /// A connection to a backend. It belongs to one client's connection while a request of it, or the next, uses it.
 #[derive(Debug)]
 pub(crate) struct BackendConnection {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: BackendStream,
     pub(crate) address: SocketAddr,
     /// What it sent.
     pub(crate) buffer: Buffer,
@@ -56,21 +53,7 @@ pub(crate) struct BackendConnection {
 impl BackendConnection {
     /// Whether it can take a request, as far as anybody knows: the backend has not closed it, and has sent nothing that was not asked for.
     pub(crate) fn is_open(&self) -> bool {
-        let unread = self.stream.try_read(&mut [0]);
-        self.buffer.is_empty()
-            && matches!(unread, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
-}
-
-/// The backends to try for one request, in their order.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Attempts {
-    addresses: [Option<SocketAddr>; MAX_ATTEMPTS],
-}
-
-impl Attempts {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = SocketAddr> {
-        self.addresses.into_iter().flatten()
+        self.buffer.is_empty() && self.stream.is_quiet()
     }
 }
 
@@ -112,60 +95,46 @@ impl Backends {
     /// A new connection, on which `proxy_header` was written first.
     pub(crate) async fn connect(
         &self,
-        address: SocketAddr,
+        upstream: &Arc<Upstream>,
         proxy_header: Option<&[u8]>,
     ) -> Result<BackendConnection, ConnectError> {
+        let address = upstream.address;
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, open(address, proxy_header))
             .await
             .unwrap_or(Err(ConnectError::TimedOut));
-        let has_failed = opened.is_err();
-        if has_failed || self.failures.load(Ordering::Relaxed) > 0 {
-            let mut failed = lock(&self.failed);
-            if has_failed {
-                failed.insert(address, Instant::now());
-            } else {
-                failed.remove(&address);
-            }
-            self.failures.store(failed.len(), Ordering::Relaxed);
-        }
+        note(upstream, opened.is_ok());
         Ok(BackendConnection {
-            stream: opened?,
+            stream: BackendStream::Tcp(opened?),
             address,
             buffer: Buffer::default(),
             names_client: proxy_header.is_some(),
         })
     }
 
-    /// The backends of a route, beginning with the one whose turn it is; those that failed lately are last.
-    pub(crate) fn attempts(&self, to: &HostRoute) -> Attempts {
-        let mut attempts = Attempts::default();
-        let mut places = attempts.addresses.iter_mut();
-        let in_turn = to.in_turn();
-        if self.failures.load(Ordering::Relaxed) == 0 {
-            for (address, place) in in_turn.zip(places) {
-                *place = Some(address);
-            }
-            return attempts;
-        }
-        let mut failed = lock(&self.failed);
-        failed.retain(|_, since| since.elapsed() < AVOID_AFTER_FAILURE);
-        self.failures.store(failed.len(), Ordering::Relaxed);
-        for is_failed in [false, true] {
-            let those = in_turn.clone();
-            let those = those.filter(|address| failed.contains_key(address) == is_failed);
-            for (address, place) in those.zip(places.by_ref()) {
-                *place = Some(address);
-            }
-        }
-        attempts
+    /// One for a single request to a backend that speaks HTTP/2: a stream of a connection that all clients share.
+    pub(crate) async fn connect_http2(
+        &self,
+        upstream: &Arc<Upstream>,
+    ) -> Result<BackendConnection, ConnectError> {
+        let address = upstream.address;
+        let opening = tokio::time::timeout(CONNECT_TIMEOUT, self.shared.open(address));
+        let opened = match opening.await {
+            Ok(opened) => opened.map_err(ConnectError::from),
+            Err(_) => Err(ConnectError::TimedOut),
+        };
+        note(upstream, opened.is_ok());
+        Ok(BackendConnection {
+            stream: opened?,
+            address,
+            buffer: Buffer::default(),
+            names_client: false,
+        })
     }
 
     /// Drops what is kept for backends that no route leads to any more.
     pub(crate) fn keep_only(&self, wanted: impl Fn(SocketAddr) -> bool) {
         lock(&self.idle).retain(|address, _| wanted(*address));
-        let mut failed = lock(&self.failed);
-        failed.retain(|address, _| wanted(*address));
-        self.failures.store(failed.len(), Ordering::Relaxed);
+        self.shared.keep_only(&wanted);
     }
 
     /// How many connections are idle.
@@ -176,10 +145,20 @@ impl Backends {
 
     /// Closes idle connections that are old, or that their backend closed.
     pub(crate) fn sweep(&self) {
+        self.shared.sweep();
         lock(&self.idle).retain(|_, kept| {
             kept.retain(|one| one.since.elapsed() < MAX_IDLE_AGE && one.connection.is_open());
             !kept.is_empty()
         });
+    }
+}
+
+/// Whether a connection to the backend could be made just now.
+fn note(upstream: &Arc<Upstream>, could: bool) {
+    if could {
+        upstream.accepted();
+    } else {
+        upstream.refused();
     }
 }
 

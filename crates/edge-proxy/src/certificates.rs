@@ -189,6 +189,13 @@ impl Certificates {
         table.find(host, now()).map(|found| Arc::clone(&found.key))
     }
 
+    /// Whether the server keeps one for a host (lowercase) that has not ended.
+    pub(crate) fn is_current_for(&self, host: &str, now: Timestamp) -> bool {
+        let table = self.read();
+        let found = table.find(host, now);
+        found.is_some_and(|found| found.says.not_after > now)
+    }
+
     /// The certificate of the ingress CA for a host.
     pub(crate) fn issued_for(&self, host: &str) -> Option<Usable> {
         self.read().issued.get(host).cloned()

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http1::{
     ForBackend, Framing, HeadEnd, Name, Refusal, RequestLimits, Target, Version, find_request_end,
@@ -19,6 +19,8 @@ use crate::access_log::Entry;
 use crate::answer::{self, Answer, Form};
 use crate::client::{Client, Stream, poll_write};
 use crate::forward::{Edge, Ends, Forwarded, Request, Scheme};
+use crate::http2;
+use crate::https_policy::{self, Plain};
 use crate::limits::{
     BACKEND_HELD, BUFFER_BYTES, CLIENT_WRITE_TIMEOUT, HEAD_READ_TIMEOUT, IDLE_TIMEOUT,
     LINGER_TIMEOUT, MAX_EMPTY_LINES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_REQUEST_ID_BYTES,
@@ -56,13 +58,14 @@ enum Next {
     Ended,
 }
 
-/// Serves a client until its connection ends; after `shutdown` until the request in flight is answered.
+/// Serves a client until its connection ends; after `shutdown` until the request in flight is answered. Gives the connection back where the client
+/// begins it with the preface of HTTP/2.
 pub(crate) async fn serve<S: Stream>(
     edge: Arc<Edge>,
     stream: S,
     ends: Ends,
     shutdown: CancellationToken,
-) {
+) -> Option<Client<S>> {
     let peer = ends.client.ip().to_canonical();
     let is_trusted = edge.trusted_proxies.contains(peer);
     let timer = Timer::new(Instant::now() + HEAD_READ_TIMEOUT);
@@ -76,37 +79,57 @@ pub(crate) async fn serve<S: Stream>(
     };
     if matches!(share, Some(None)) {
         connection.refuse_share().await;
-        return;
+        return None;
     }
-    connection.serve(&shutdown).await;
+    let ended = connection.serve(&shutdown).await;
     if let Some(held) = connection.session.held.take() {
         connection.edge.release(held);
     }
+    (ended == Served::SpeaksHttp2).then_some(connection.session.client)
+}
+
+/// How a connection went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    Ended,
+    /// Its first bytes are the preface of HTTP/2, and all that was read of it.
+    SpeaksHttp2,
 }
 
 impl<S: Stream> Connection<S> {
-    async fn serve(&mut self, shutdown: &CancellationToken) {
+    async fn serve(&mut self, shutdown: &CancellationToken) -> Served {
         let mut ending = pin!(shutdown.cancelled());
         let mut is_first = true;
         loop {
             let after = match self.next(ending.as_mut(), is_first).await {
+                Next::Head(length) if is_first && self.begins_http2(length) => {
+                    return Served::SpeaksHttp2;
+                }
                 Next::Head(length) => self.answer(length, shutdown).await,
                 Next::Refused(refusal) => {
                     self.session.host.clear();
                     self.refuse(refusal, Instant::now()).await
                 }
-                Next::Ended => return self.say_end().await,
+                Next::Ended => {
+                    self.say_end().await;
+                    return Served::Ended;
+                }
             };
             is_first = false;
             match after {
-                After::Next => {}
-                After::Close if self.session.client.buffer.is_empty() => {
-                    return self.say_end().await;
-                }
-                After::Close | After::Linger => return self.linger().await,
-                After::Cut => return,
+                After::Next => continue,
+                After::Close if self.session.client.buffer.is_empty() => self.say_end().await,
+                After::Close | After::Linger => self.linger().await,
+                After::Cut => {}
             }
+            return Served::Ended;
         }
+    }
+
+    /// Whether the first head is the preface of HTTP/2. Over TLS, ALPN says so (RFC 9113, 3.3).
+    fn begins_http2(&self, length: usize) -> bool {
+        self.ends.scheme == Scheme::Http
+            && self.session.client.buffer.data()[..length] == *http2::PREFACE_HEAD
     }
 
     /// Waits for the next head, with an idle connection's patience until its first byte.
@@ -157,7 +180,7 @@ impl<S: Stream> Connection<S> {
                     self.edge.release(held);
                 }
                 session.shrink();
-                session.timer.set(since + IDLE_TIMEOUT);
+                session.timer.set(since + session.idle_timeout);
             }
             Poll::Pending
         })
@@ -237,6 +260,10 @@ impl<S: Stream> Connection<S> {
     }
 
     async fn route(&mut self, length: usize, asked: Asked, summary: &mut Summary) -> After {
+        if let Some(file) = self.challenge(length) {
+            self.session.client.buffer.consume(length);
+            return self.respond_to_challenge(&file, asked, summary).await;
+        }
         let session = &mut self.session;
         if session.request.target == Target::Server {
             session.client.buffer.consume(length);
@@ -255,11 +282,76 @@ impl<S: Stream> Connection<S> {
                 edge.metrics.unrouted(Unrouted::UnknownHost);
                 Answer::unknown_host(host)
             }
-            Some(to) => return self.send(length, &to, asked, summary).await,
+            Some(to) => match self.redirect(&to, length) {
+                None => return self.send(length, &to, asked, summary).await,
+                Some(answer) => {
+                    to.counted.answered(answer.status, asked.since.elapsed());
+                    answer
+                }
+            },
         };
-        session.client.buffer.consume(length);
+        self.session.client.buffer.consume(length);
         let is_whole = asked.framing == Framing::Empty;
         self.respond(&own, Some(asked), is_whole, summary).await
+    }
+
+    /// The file that an authority of ACME asks for.
+    fn challenge(&self, length: usize) -> Option<String> {
+        let bytes = &self.session.client.buffer.data()[..length];
+        let request = &self.session.request;
+        let Target::Path(path) = request.target else {
+            return None;
+        };
+        let file = self.edge.challenges.file(path.of(bytes))?;
+        matches!(request.method.of(bytes), b"GET" | b"HEAD").then_some(file)
+    }
+
+    async fn respond_to_challenge(
+        &mut self,
+        file: &str,
+        asked: Asked,
+        summary: &mut Summary,
+    ) -> After {
+        tracing::info!(host = self.session.host, client = %self.ends.client, "an authority of ACME asked whether the host leads here");
+        let closes = !asked.keeps || asked.framing != Framing::Empty;
+        summary.status = 200;
+        let session = &mut self.session;
+        session.to_client.clear();
+        let form = form(Some(asked), closes, &session.request_id);
+        summary.sent_bytes = answer::write_challenge(&mut session.to_client, file, form) as u64;
+        self.write_out(closes).await
+    }
+
+    /// What a trusted proxy says of how the client came.
+    fn forwarded_proto(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let request = &self.session.request;
+        let said = self
+            .is_trusted
+            .then(|| request.values(Name::XForwardedProto, bytes).next());
+        said.flatten().map(<[u8]>::to_vec)
+    }
+
+    /// The answer to a request in plain HTTP that is to come by HTTPS.
+    fn redirect(&mut self, to: &HostRoute, length: usize) -> Option<Answer> {
+        let bytes = &self.session.client.buffer.data()[..length];
+        let of_proxy = self.forwarded_proto(bytes);
+        let scheme = https_policy::scheme(self.ends.scheme, of_proxy.as_deref());
+        self.session.scheme = scheme;
+        let request = &self.session.request;
+        let path = match request.target {
+            Target::Path(path) => path.of(bytes),
+            Target::Server => b"/",
+        };
+        let plain = Plain {
+            scheme,
+            by_proxy: of_proxy.is_some(),
+            host: &self.session.host,
+            path,
+        };
+        let url = https_policy::redirect(self.edge.https.get(), &to.route.settings, plain)?;
+        let method = request.method.of(bytes);
+        let status = https_policy::redirect_status(matches!(method, b"GET" | b"HEAD"));
+        Some(Answer::redirect(status, url))
     }
 
     /// Gives the request to the app that its host leads to.
@@ -273,14 +365,19 @@ impl<S: Stream> Connection<S> {
         let (process, env) = (&to.route.process, &to.route.env);
         let (host, request) = (&self.session.host, &self.session.request_id);
         let (mut own, mut is_whole) = (None, asked.framing == Framing::Empty);
-        let in_flight = to.begin();
+        let client = || {
+            let named = self.session.client_address.parse();
+            named.unwrap_or(self.ends.client.ip())
+        };
+        let in_flight = to.admit(client);
         if to.route.backends.is_empty() {
             tracing::warn!(request, host, %env, %process, "no instance is ready");
             own = Some(Answer::not_now());
-        } else if in_flight.is_none() {
-            tracing::warn!(request, host, %env, %process, "the host has as many requests as it may have");
-            own = Some(Answer::host_has_its_share());
+        } else if let Err(refused) = in_flight {
+            tracing::debug!(request, host, %env, %process, ?refused, "a request is not let in");
+            own = Some(Answer::not_admitted(refused));
         }
+        self.take_settings(length, to);
         let session = &mut self.session;
         if own.is_none() {
             session.to_backend.clear();
@@ -303,6 +400,7 @@ impl<S: Stream> Connection<S> {
                 asked,
                 session,
                 summary,
+                cookie: None,
             };
             match request.forward().await {
                 Forwarded::Answered(after) => return after,
@@ -322,6 +420,20 @@ impl<S: Stream> Connection<S> {
         let Some(own) = own else { return After::Cut };
         to.counted.answered(own.status, asked.since.elapsed());
         self.respond(&own, Some(asked), is_whole, summary).await
+    }
+
+    /// What the route's settings say of this request and of the connection.
+    fn take_settings(&mut self, length: usize, to: &HostRoute) {
+        let session = &mut self.session;
+        let idle = to.route.settings.idle_timeout_ms;
+        session.idle_timeout = idle.map_or(IDLE_TIMEOUT, Duration::from_millis);
+        session.wanted = None;
+        let Some(cookies) = &to.cookies else { return };
+        let bytes = &session.client.buffer.data()[..length];
+        let fields = session.request.fields.iter();
+        let of_cookies =
+            fields.filter(|field| field.name.of(bytes).eq_ignore_ascii_case(b"cookie"));
+        session.wanted = cookies.wanted(of_cookies.map(|field| field.value.of(bytes)));
     }
 
     /// Answers what is no request. Where the next one would begin is not known, so the connection ends.
@@ -361,7 +473,11 @@ impl<S: Stream> Connection<S> {
         summary.status = answer.status.as_u16();
         let session = &mut self.session;
         session.to_client.clear();
-        let form = form(asked, closes, &session.request_id);
+        let page = self.edge.error_pages.of(summary.status);
+        let form = Form {
+            page: page.as_deref(),
+            ..form(asked, closes, &session.request_id)
+        };
         let bytes = answer::write(&mut session.to_client, answer, form);
         summary.sent_bytes = bytes as u64;
         self.write_out(closes).await
@@ -502,6 +618,7 @@ fn form(asked: Option<Asked>, closes: bool, request_id: &str) -> Form<'_> {
         version: asked.map_or(Version::Http11, |asked| asked.version),
         closes,
         request_id,
+        page: None,
     }
 }
 

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use http1::{BadChunk, BadResponse, HeadEnd, find_response_end};
 use prometheus_client::metrics::counter::Counter;
@@ -13,10 +12,11 @@ use crate::backend::BackendConnection;
 use crate::body::Body;
 use crate::client::{Client, Stream, poll_write};
 use crate::limits::{
-    BUFFER_BYTES, CLIENT_WRITE_TIMEOUT, HALF_CLOSED_TIMEOUT, MAX_HEAD_BYTES, REQUEST_STALL_TIMEOUT,
-    RESPONSE_HEAD_TIMEOUT,
+    BUFFER_BYTES, CLIENT_WRITE_TIMEOUT, HALF_CLOSED_TIMEOUT, MAX_HEAD_BYTES, MIN_BYTES_PER_SECOND,
+    REQUEST_STALL_TIMEOUT, RESPONSE_HEAD_TIMEOUT,
 };
-use crate::timer::Timer;
+use crate::pace::Pace;
+use crate::timer::{Timer, now};
 use crate::upload::{Upload, UploadError};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -36,6 +36,10 @@ pub(crate) enum NoAnswer {
         limit = REQUEST_STALL_TIMEOUT.as_secs()
     )]
     ClientStalled,
+    #[error(
+        "the client sends less than {MIN_BYTES_PER_SECOND} bytes of the request's body a second"
+    )]
+    ClientSlow,
     #[error("{0}")]
     Client(#[from] UploadError),
 }
@@ -51,6 +55,8 @@ pub(crate) enum Cut {
     Client(#[source] io::Error),
     #[error("the client took nothing for {} s", CLIENT_WRITE_TIMEOUT.as_secs())]
     ClientStalled,
+    #[error("the client takes less than {MIN_BYTES_PER_SECOND} bytes a second")]
+    ClientSlow,
     #[error("{0}")]
     Upload(#[from] UploadError),
 }
@@ -77,6 +83,7 @@ pub(crate) struct Download {
     checked: usize,
     /// Bytes of data that came.
     pub(crate) bytes: u64,
+    pace: Pace,
     sent: Counter,
 }
 
@@ -98,6 +105,7 @@ impl Download {
             passing,
             checked: 0,
             bytes: 0,
+            pace: Pace::default(),
             sent,
         }
     }
@@ -130,7 +138,7 @@ impl<S: Stream> Exchange<'_, S> {
     pub(crate) async fn head(&mut self, says_continue: bool) -> Result<usize, NoAnswer> {
         let mut says_continue = says_continue;
         let mut scanned = 0;
-        let mut last = Instant::now();
+        let mut last = now();
         poll_fn(|context| {
             let mut moved = false;
             let uploaded = self.poll_upload(context, &mut moved);
@@ -180,21 +188,17 @@ impl<S: Stream> Exchange<'_, S> {
                 return Poll::Ready(Err(UploadError::Broken(error).into()));
             }
             if moved {
-                last = Instant::now();
+                last = now();
             }
-            let waits_for_client = self.upload.waits_for_client;
-            self.timer.set(if waits_for_client {
-                last + REQUEST_STALL_TIMEOUT
-            } else {
-                last + RESPONSE_HEAD_TIMEOUT
-            });
-            self.timer.poll(context).map(|()| {
-                Err(if waits_for_client {
-                    NoAnswer::ClientStalled
-                } else {
-                    NoAnswer::TooLate(address)
-                })
-            })
+            let upload = &mut *self.upload;
+            let too_slow = (upload.pace).update(upload.waits_for_client, upload.bytes, now);
+            let (due, error) = match too_slow {
+                None => (last + RESPONSE_HEAD_TIMEOUT, NoAnswer::TooLate(address)),
+                Some(at) if at < last + REQUEST_STALL_TIMEOUT => (at, NoAnswer::ClientSlow),
+                Some(_) => (last + REQUEST_STALL_TIMEOUT, NoAnswer::ClientStalled),
+            };
+            self.timer.set(due);
+            self.timer.poll(context).map(|()| Err(error))
         })
         .await
     }
@@ -220,16 +224,21 @@ impl<S: Stream> Exchange<'_, S> {
             }
             let last = match last {
                 Some(last) if !moved => last,
-                _ => *last.insert(Instant::now()),
+                _ => *last.insert(now()),
             };
-            if is_blocked {
-                self.timer.set(last + CLIENT_WRITE_TIMEOUT);
+            let mut error = Cut::ClientStalled;
+            if let Some(too_slow) = download.pace.update(is_blocked, download.bytes, now) {
+                let stalled = last + CLIENT_WRITE_TIMEOUT;
+                if too_slow < stalled {
+                    error = Cut::ClientSlow;
+                }
+                self.timer.set(stalled.min(too_slow));
             } else if self.client.has_ended {
                 self.timer.set(last + HALF_CLOSED_TIMEOUT);
             } else {
                 self.timer.stop();
             }
-            self.timer.poll(context).map(|()| Err(Cut::ClientStalled))
+            self.timer.poll(context).map(|()| Err(error))
         })
         .await
     }

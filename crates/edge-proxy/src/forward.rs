@@ -5,22 +5,34 @@
 //! (RFC 9110, 9.2.2). An idle connection may be closed by its backend at the very moment it is
 //! used, so only requests that may be sent twice go on one; all others open their own.
 
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Instant;
 
+use api::edge::AppProtocol;
 use http::StatusCode;
 use http1::{BadChunk, ForClient, Framing, Version, write_response};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access_log::AccessLog;
 use crate::answer::Answer;
 use crate::backend::{BackendConnection, Backends, ConnectError};
+use crate::balance::{NoInstance, Upstream};
 use crate::body::Body;
+use crate::challenges::Challenges;
 use crate::client::Stream;
 use crate::date::with_date;
+use crate::error_pages::ErrorPages;
 use crate::exchange::{Cut, Download, Exchange, NoAnswer, Passing};
-use crate::limits::{LINGER_TIMEOUT, MAX_DRAINED_BYTES, MAX_HEADERS, MAX_INTERIM_ANSWERS};
+pub(crate) use crate::https_policy::Scheme;
+use crate::https_policy::{Https, strict_transport_security};
+use crate::limits::{
+    LINGER_TIMEOUT, MAX_ALL_STREAMS, MAX_DRAINED_BYTES, MAX_HEADERS, MAX_INTERIM_ANSWERS,
+};
 use crate::metrics::{EdgeMetrics, Failure};
 use crate::proxy_header;
 use crate::routes::{HostRoute, Routes};
@@ -42,10 +54,17 @@ pub(crate) struct Edge {
     pub(crate) shares: Shares,
     pub(crate) trusted_proxies: TrustedProxies,
     pub(crate) access_log: Option<AccessLog>,
+    pub(crate) error_pages: ErrorPages,
+    /// How clients reach it by HTTPS; unset where they cannot.
+    pub(crate) https: OnceLock<Https>,
+    /// What authorities of ACME ask for.
+    pub(crate) challenges: Challenges,
     /// Upgraded connections.
     pub(crate) tunnels: TaskTracker,
     /// Ends the tunnels.
     pub(crate) end_tunnels: CancellationToken,
+    /// A place for each request over HTTP/2.
+    pub(crate) streams: Arc<Semaphore>,
 }
 
 impl Default for Edge {
@@ -58,8 +77,12 @@ impl Default for Edge {
             shares: Shares::default(),
             trusted_proxies: TrustedProxies::default(),
             access_log: None,
+            error_pages: ErrorPages::default(),
+            https: OnceLock::new(),
+            challenges: Challenges::default(),
             tunnels: TaskTracker::new(),
             end_tunnels: CancellationToken::new(),
+            streams: Arc::new(Semaphore::new(MAX_ALL_STREAMS)),
         }
     }
 }
@@ -71,22 +94,6 @@ pub(crate) struct Ends {
     pub(crate) edge: SocketAddr,
     /// By what the client speaks to the edge: what `X-Forwarded-Proto` says.
     pub(crate) scheme: Scheme,
-}
-
-/// By what a client speaks to the edge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scheme {
-    Http,
-    Https,
-}
-
-impl Scheme {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
 }
 
 /// Why there was no answer to pass on.
@@ -107,7 +114,9 @@ impl Failed {
         match self {
             Self::Connect(..) => Failure::Connect,
             Self::NoAnswer(NoAnswer::TooLate(_)) => Failure::Timeout,
-            Self::NoAnswer(NoAnswer::ClientStalled | NoAnswer::Client(_)) => Failure::Client,
+            Self::NoAnswer(
+                NoAnswer::ClientStalled | NoAnswer::ClientSlow | NoAnswer::Client(_),
+            ) => Failure::Client,
             Self::NoAnswer(NoAnswer::Broken(..) | NoAnswer::Malformed(..))
             | Self::Malformed(..)
             | Self::Switched(_) => Failure::Broken,
@@ -118,7 +127,7 @@ impl Failed {
     fn is_harmless(&self, is_safe: bool) -> bool {
         match self {
             Self::Connect(..) => true,
-            Self::NoAnswer(NoAnswer::Broken(..)) => is_safe,
+            Self::NoAnswer(NoAnswer::Broken(_, error)) => is_safe || was_refused(error),
             _ => false,
         }
     }
@@ -136,11 +145,18 @@ impl Failed {
             Self::Connect(_, ConnectError::TimedOut) | Self::NoAnswer(NoAnswer::TooLate(_)) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
-            Self::NoAnswer(NoAnswer::ClientStalled) => StatusCode::REQUEST_TIMEOUT,
+            Self::NoAnswer(NoAnswer::ClientStalled | NoAnswer::ClientSlow) => {
+                StatusCode::REQUEST_TIMEOUT
+            }
             _ => StatusCode::BAD_GATEWAY,
         };
         Some(Answer::unavailable(status))
     }
+}
+
+/// Whether a backend has said that it did nothing of a request (REFUSED_STREAM; RFC 9113, 8.7).
+fn was_refused(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
 }
 
 /// How a request went.
@@ -161,6 +177,8 @@ pub(crate) struct Request<'a, S> {
     pub(crate) asked: Asked,
     pub(crate) session: &'a mut Session<S>,
     pub(crate) summary: &'a mut Summary,
+    /// The cookie that its answer sets.
+    pub(crate) cookie: Option<String>,
 }
 
 /// An answer whose head was read.
@@ -175,19 +193,37 @@ struct Begun {
 impl<S: Stream> Request<'_, S> {
     /// Gives the request to a backend. Its head is `session.to_backend`; its body is in the client's buffer, and comes.
     pub(crate) async fn forward(mut self) -> Forwarded {
-        let (edge, to, asked) = (self.edge, self.to, self.asked);
+        let (to, asked) = (self.to, self.asked);
         let proxy_header = to
             .route
             .proxy_protocol
             .map(|_| proxy_header::encode(self.ends.client, self.ends.edge));
         let mut upload = Upload::new(Body::of_request(asked.framing), to.counted.received.clone());
         let mut failure: Option<Failed> = None;
-        for address in edge.backends.attempts(to).iter() {
+        let mut attempts = to.attempts(self.session.wanted);
+        loop {
+            let lease = match attempts.next().await {
+                Ok(lease) => lease,
+                Err(NoInstance::Free) if failure.is_none() => {
+                    let (process, env) = (&to.route.process, &to.route.env);
+                    let (request, host) = (&self.session.request_id, &self.session.host);
+                    tracing::warn!(request, host, %env, %process, "each instance has as many requests as it may have (`hard_limit`)");
+                    return Forwarded::Own {
+                        answer: Answer::instances_are_busy(),
+                        is_whole: upload.is_done(),
+                    };
+                }
+                Err(_) => break,
+            };
+            self.cookie = (to.cookies.as_ref())
+                .filter(|_| attempts.is_new_home(&lease))
+                .and_then(|cookies| cookies.set(lease.place, self.session.scheme == Scheme::Https));
             if let Some(earlier) = failure.take() {
                 let host = &self.session.host;
                 tracing::info!(host, error = %earlier, "trying another instance");
             }
-            let tried = self.try_backend(address, proxy_header.as_deref(), &mut upload);
+            let upstream = lease.upstream();
+            let tried = self.try_backend(upstream, proxy_header.as_deref(), &mut upload);
             match tried.await {
                 Ok(begun) => match self.pass(begun, &mut upload).await {
                     Ok(after) => {
@@ -237,11 +273,16 @@ impl<S: Stream> Request<'_, S> {
     /// else, or if that one turned out to be closed, on a new one.
     async fn try_backend(
         &mut self,
-        address: SocketAddr,
+        upstream: &Arc<Upstream>,
         proxy_header: Option<&[u8]>,
         upload: &mut Upload,
     ) -> Result<Begun, Failed> {
-        let asked = self.asked;
+        let (asked, address) = (self.asked, upstream.address);
+        if self.to.route.protocol == AppProtocol::H2c {
+            let backend = self.edge.backends.connect_http2(upstream).await;
+            let backend = backend.map_err(|error| Failed::Connect(address, error))?;
+            return Ok(self.ask(backend, upload).await?);
+        }
         let may_reuse = asked.is_safe && asked.framing == Framing::Empty && !asked.wants_upgrade;
         if may_reuse && let Some(backend) = self.reusable(address, proxy_header.is_some()) {
             match self.ask(backend, upload).await {
@@ -249,7 +290,7 @@ impl<S: Stream> Request<'_, S> {
                 result => return Ok(result?),
             }
         }
-        let backend = self.edge.backends.connect(address, proxy_header).await;
+        let backend = self.edge.backends.connect(upstream, proxy_header).await;
         let backend = backend.map_err(|error| Failed::Connect(address, error))?;
         Ok(self.ask(backend, upload).await?)
     }
@@ -293,7 +334,7 @@ impl<S: Stream> Request<'_, S> {
             let end = match exchange.head(says_continue).await {
                 // Nothing can be said behind half an interim answer.
                 Err(_) if exchange.written > 0 => {
-                    let error = std::io::ErrorKind::WriteZero.into();
+                    let error = io::ErrorKind::WriteZero.into();
                     return Err(UploadError::Broken(error).into());
                 }
                 end => end?,
@@ -330,6 +371,7 @@ impl<S: Stream> Request<'_, S> {
                     closes: false,
                     version: Version::Http11,
                     date: "",
+                    hsts: None,
                 };
                 write_response(exchange.to_client, &session.response, bytes, made);
             }
@@ -364,16 +406,21 @@ impl<S: Stream> Request<'_, S> {
         let closes = !asked.keeps
             || framing_to_client == Framing::UntilClose
             || (!upload.is_done() && status >= 400);
+        let hsts = strict_transport_security(&self.to.route.settings, session.scheme);
         with_date(|date| {
             let made = ForClient {
                 framing: framing_to_client,
                 closes,
                 version: asked.version,
                 date,
+                hsts: hsts.as_deref(),
             };
             let bytes = &backend.buffer.data()[..head];
             write_response(&mut session.to_client, response, bytes, made);
         });
+        if let Some(cookie) = &self.cookie {
+            add_line(&mut session.to_client, "Set-Cookie", cookie);
+        }
         backend.buffer.consume(head);
         let body = if switches { Framing::Empty } else { framing };
         let mut download = Download::new(
@@ -438,7 +485,11 @@ impl<S: Stream> Request<'_, S> {
         let session = &mut *self.session;
         let _counted = self.edge.tunnels.token();
         let open = self.edge.metrics.count_tunnel();
-        let carried = tunnel::carry(&mut session.client, &mut backend, &mut session.timer);
+        let carried = tunnel::carry(
+            &mut session.client,
+            (&mut backend.stream, &mut backend.buffer),
+            &mut session.timer,
+        );
         tokio::select! {
             ended = carried => if let Err(error) = ended {
                 tracing::debug!(address = %backend.address, %error, "an upgraded connection broke");
@@ -457,6 +508,14 @@ impl<S: Stream> Request<'_, S> {
             Ok(true) => After::Next,
             Ok(false) | Err(_) => After::Linger,
         }
+    }
+}
+
+/// Adds a header to a head that was written, before its empty line.
+fn add_line(head: &mut Vec<u8>, name: &str, value: &str) {
+    head.truncate(head.len() - 2);
+    for part in [name, ": ", value, "\r\n\r\n"] {
+        head.extend_from_slice(part.as_bytes());
     }
 }
 

@@ -1,41 +1,54 @@
-//! The ingress proxy: HTTP/1.1 from clients, over TLS too, to ready instances, by host name.
+//! The ingress proxy: HTTP/1.1 and HTTP/2 from clients, over TLS too, to ready instances, by host name.
 //!
 //! An edge enrolls once with a one-time token and its own key, then fetches the route table by
 //! long poll and keeps it on disk: it goes on serving while the server is out of reach, and after its own
 //! restart. A client's connection is one task (`connection`), which has its connection to a backend too; what becomes of a request is in
-//! `forward`, how heads are read and written in the crate `http1`; every limit has its name in `limits`.
+//! `forward`, how heads are read and written in the crate `http1`; every limit has its name in `limits`. A stream of HTTP/2 is a connection of HTTP/1.1 to all
+//! of it (`http2`).
 //!
-//! Certificates come from the server as routes do, and are kept as they are (`tls`).
+//! Certificates come from the server as routes do, and are kept as they are (`tls`); so does what authorities of ACME ask for (`challenges`). Who comes in plain HTTP is
+//! led to HTTPS (`https_policy`).
 //!
-//! Deliberately absent: HTTP/2, caching, rewriting, access rules. The edge
+//! Deliberately absent: caching, rewriting, access rules. The edge
 //! decides nothing about routes: the control plane does.
 
 mod access_log;
 mod answer;
 mod backend;
+mod balance;
 mod body;
 mod buffer;
 mod certificates;
+mod challenges;
 mod client;
 mod connection;
 mod date;
+mod error_pages;
 mod exchange;
 mod follow;
 mod follow_certificates;
+mod follow_challenges;
 mod forward;
 mod host_certificates;
+mod http2;
+mod https_policy;
+#[cfg(test)]
+mod https_policy_tests;
 mod kept_certificates;
 mod kept_routes;
 mod limits;
 mod listener;
 mod metrics;
 mod overlay_link;
+mod pace;
 mod port_ranges;
 mod proxy_header;
+mod rates;
 mod routes;
 mod session;
 mod shares;
 mod socket;
+mod sticky;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -68,9 +81,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
 pub use crate::access_log::AccessLogTarget;
+use crate::https_policy::Https;
 use crate::kept_certificates::CertificateFiles;
 use crate::overlay_link::EdgeAttachment;
 pub use crate::port_ranges::{PortRanges, PortRangesError};
+pub use crate::tcp::{KeepPorts, KeptPorts};
 pub use crate::tls::TlsError;
 use crate::tls::{OpenError, Tls};
 use crate::trusted::TrustedProxies;
@@ -87,6 +102,8 @@ pub struct EdgeOptions {
     pub tcp_ports: PortRanges,
     /// Where clients connect by HTTPS; nowhere where it is absent, and then the edge has no certificate.
     pub listen_tls: Option<SocketAddr>,
+    /// The port at which clients reach `listen_tls`, for redirects to it. Absent: its own port, and 443 for those of a trusted proxy.
+    pub https_port: Option<u16>,
     /// The server's URL; needed to enroll, remembered afterwards.
     pub server: Option<String>,
     /// The one-time enrollment token; needed once.
@@ -103,6 +120,8 @@ pub struct EdgeOptions {
     pub trusted_proxies: Vec<ProxyNetwork>,
     /// Where a line for each request goes; nowhere by default.
     pub access_log: Option<AccessLogTarget>,
+    /// The folder of pages for the edge's own answers: `404.html`, or `4xx.html` for all of a kind. Its own short texts by default.
+    pub error_pages: Option<PathBuf>,
 }
 
 /// Why an edge could not start.
@@ -123,6 +142,14 @@ pub enum EdgeError {
     #[error("cannot open the access log {}", path.display())]
     AccessLog {
         /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The folder of its error pages cannot be read.
+    #[error("cannot read the error pages in {}", path.display())]
+    ErrorPages {
+        /// The folder.
         path: PathBuf,
         /// Why not.
         source: io::Error,
@@ -175,6 +202,7 @@ impl EdgeError {
             | Self::Listen { .. }
             | Self::Metrics(_)
             | Self::AccessLog { .. }
+            | Self::ErrorPages { .. }
             | Self::Folder { .. }
             | Self::State(_)
             | Self::Tls(_)
@@ -276,6 +304,15 @@ async fn open_access_log(target: Option<AccessLogTarget>) -> Result<Option<Acces
     Ok(Some(log))
 }
 
+async fn read_error_pages(path: &Path) -> Result<error_pages::Folder, EdgeError> {
+    let folder = path.to_owned();
+    let read = blocking(move || error_pages::read(&folder)).await;
+    read.map_err(|source| EdgeError::ErrorPages {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Runs the edge until `shutdown`, then finishes the requests in flight, within bounds.
 ///
 /// # Errors
@@ -287,6 +324,7 @@ pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<()
             Some(address) => Some(listen(address).await?),
             None => None,
         },
+        tcp: KeptPorts::default(),
     };
     Box::pin(serve(options, listeners, shutdown)).await
 }
@@ -310,6 +348,8 @@ pub struct Listeners {
     pub http: TcpListener,
     /// By HTTPS: `listen_tls` is its address.
     pub https: Option<TcpListener>,
+    /// Of TCP routes, from the process before this one.
+    pub tcp: KeptPorts,
 }
 
 /// [`run`], on listeners that are there.
@@ -327,6 +367,14 @@ pub async fn serve(
         access_log: open_access_log(options.access_log.clone()).await?,
         ..forward::Edge::default()
     });
+    let error_pages = match &options.error_pages {
+        Some(path) => {
+            let folder = read_error_pages(path).await?;
+            edge.error_pages.set(&folder);
+            Some((path.clone(), folder))
+        }
+        None => None,
+    };
     let (serving_soon, data_dir) = (Arc::clone(&edge), options.data_dir.clone());
     let kept = blocking(move || follow::take_kept(&serving_soon, &data_dir)).await?;
     let readiness = Readiness::default();
@@ -337,6 +385,13 @@ pub async fn serve(
             let tls = Tls::open(Arc::clone(&edge), &options.data_dir).await;
             let tls = Arc::new(tls?);
             tls.register(&mut registry);
+            let port = options.listen_tls.map_or(0, |address| address.port());
+            // Nobody has set it before.
+            let _ = edge.https.set(Https {
+                certificates: Arc::clone(&tls.certificates),
+                port: listener.local_addr().map_or(port, |address| address.port()),
+                public_port: options.https_port,
+            });
             Some((tls, listener))
         }
         None => {
@@ -355,11 +410,13 @@ pub async fn serve(
         Arc::clone(&edge),
         options.listen.ip(),
         options.tcp_ports.clone(),
+        listeners.tcp,
         serving.clone(),
     );
     let following = {
-        let edge = Arc::clone(&edge);
+        let (edge, paged) = (Arc::clone(&edge), Arc::clone(&edge));
         let tls = tls.as_ref().map(|(tls, _)| Arc::clone(tls));
+        let has_https = tls.is_some();
         async move {
             let (client, membership) = follow::join(&options).await?;
             let overlay = OverlayState::load(&membership, &options.data_dir).await;
@@ -388,8 +445,17 @@ pub async fn serve(
                     follow_certificates::follow(tls, follower).await;
                 }
             };
+            let pages = async {
+                if let Some((path, folder)) = error_pages {
+                    error_pages::follow(&paged.error_pages, path, folder).await;
+                }
+            };
+            let challenges =
+                follow_challenges::follow(Arc::clone(&edge), client.clone(), has_https);
             tokio::join!(
+                pages,
                 certificates,
+                challenges,
                 follow::follow(edge, client.clone(), kept, first_routes),
                 membership::keep(
                     membership,

@@ -34,10 +34,16 @@ pub(crate) const HOST_CERTIFICATE_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) const MAX_REFUSED_HOSTS: usize = 1000;
 /// How often certificates of hosts that are routed no longer are removed.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+/// How long a server of before, which knows of no challenges of ACME, is not asked again.
+pub(crate) const CHALLENGES_UNKNOWN_PAUSE: Duration = Duration::from_secs(60);
 /// A client that sends nothing of a body it announced for this long gets a 408.
 pub(crate) const REQUEST_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client that takes nothing of an answer for this long is cut off.
 pub(crate) const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes a second that a client sends of a body, or takes of an answer, on average of the time in which it is waited for. One that is slower is cut off.
+pub(crate) const MIN_BYTES_PER_SECOND: u64 = 240;
+/// For so long it is waited for in any case.
+pub(crate) const SLOW_GRACE: Duration = Duration::from_secs(60);
 /// A client that has closed its sending side, and is sent nothing for this long, is gone.
 pub(crate) const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(120);
 /// A client that still sends when it has its last answer is read for this long, so that it gets that answer.
@@ -51,6 +57,13 @@ pub(crate) const MAX_CONNECTIONS_PER_CLIENT: usize = MAX_CLIENT_CONNECTIONS / 8;
 /// Requests without a whole answer, and tunnels, of one host. More get a 503.
 pub(crate) const MAX_IN_FLIGHT_PER_HOST: usize = MAX_CLIENT_CONNECTIONS / 2;
 
+/// How long a request waits for an instance that has fewer requests than its route lets it have (`hard_limit`).
+pub(crate) const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Clients of a route whose requests are counted (`rate_limit`).
+pub(crate) const MAX_RATED_CLIENTS: usize = 100_000;
+/// Clients of a route up to which none is looked for that need not be counted any more.
+pub(crate) const MIN_RATED_CLIENTS: usize = 1024;
+
 /// A backend that has not accepted the connection by then is unreachable.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A backend that has not begun its answer this long after it took the last byte of the request
@@ -58,8 +71,18 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// Backends tried for one request.
 pub(crate) const MAX_ATTEMPTS: usize = 3;
-/// A backend that could not be reached comes last in the order for this long.
-pub(crate) const AVOID_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How long a backend that could not be reached is out before it is probed; twice as long after each probe that fails, up to [`MAX_PROBE_PAUSE`].
+pub(crate) const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(250);
+/// See [`FIRST_PROBE_PAUSE`].
+pub(crate) const MAX_PROBE_PAUSE: Duration = Duration::from_secs(5);
+/// How many of a hundred requests of a route may be given to another backend.
+pub(crate) const RETRY_PERCENT: u64 = 20;
+/// How many requests of a route may be given to another backend each second besides: else a route with few requests had none.
+pub(crate) const RETRIES_PER_SECOND: u64 = 10;
+/// How many may be at first.
+pub(crate) const FIRST_RETRIES: u64 = 10;
+/// How many may be at once, when none were for a while.
+pub(crate) const MAX_SAVED_RETRIES: u64 = 100;
 /// Idle connections kept for each backend.
 pub(crate) const MAX_IDLE_PER_BACKEND: usize = 64;
 /// An idle connection to a backend older than this is not used again.
@@ -102,3 +125,44 @@ pub(crate) const MAX_PROXY_HEADER_BYTES: usize = 2048;
 pub(crate) const MAX_ACCESS_LOG_LINES: usize = 8192;
 /// Bytes of a request id that a trusted proxy gave.
 pub(crate) const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Bytes of an error page of the operator's.
+pub(crate) const MAX_ERROR_PAGE_BYTES: u64 = 64 * 1024;
+/// How often the folder of error pages is looked at.
+pub(crate) const ERROR_PAGES_LOOK: Duration = Duration::from_secs(5);
+
+/// Requests of one connection of HTTP/2 at once (SETTINGS_MAX_CONCURRENT_STREAMS), and tunnels.
+pub(crate) const MAX_STREAMS: u32 = 128;
+/// Requests over HTTP/2 at once, of all clients. The next one is refused before anything of it was done (REFUSED_STREAM), so clients send it again.
+pub(crate) const MAX_ALL_STREAMS: usize = MAX_CLIENT_CONNECTIONS;
+/// Bytes of a request's headers over HTTP/2, as RFC 9113, 6.5.2, counts them: 32 more for each.
+pub(crate) const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// Bytes of a request's body that a client of HTTP/2 may send before they are passed on, for each stream.
+pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all streams of a connection: what bodies take of memory.
+pub(crate) const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of a stream that wait to be written in frames.
+pub(crate) const STREAM_SEND_BUFFER: usize = 64 * 1024;
+/// Streams of a client that the edge resets because they are malformed, or too many. With more the connection ends.
+pub(crate) const MAX_LOCAL_RESETS: usize = 1024;
+/// Streams that a client resets before they were looked at. With more the connection ends.
+pub(crate) const MAX_UNSEEN_RESETS: usize = 20;
+/// A client of HTTP/2 that resets more streams than these, and more than every second one, does nothing else (CVE-2023-44487).
+pub(crate) const MAX_RESETS: u64 = 500;
+/// Frames that are no request and no body which a client of HTTP/2 may send ahead (`http2::meter`).
+pub(crate) const CREDITS: u32 = 1000;
+/// Those that come with a request.
+pub(crate) const CREDITS_A_REQUEST: u32 = 10;
+/// Those that come with time: keep-alive.
+pub(crate) const CREDITS_A_SECOND: u32 = 20;
+/// What the answer to a PING costs that was never sent.
+pub(crate) const UNASKED_PONG_CREDITS: u32 = 100;
+/// A client of HTTP/2 with a request under way that was not heard for this long gets a PING.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// A client of HTTP/2 that has not answered a PING by then is gone. It comes behind what is on its way already, which takes its time on a slow link.
+pub(crate) const PING_TIMEOUT: Duration = CLIENT_WRITE_TIMEOUT;
+
+/// Bytes of an answer's body that an instance which speaks HTTP/2 may send before they are passed on, for each stream. All streams of a connection together are
+/// bounded by that alone: a slow client holds up no other.
+pub(crate) const BACKEND_STREAM_WINDOW: u32 = 128 * 1024;
+/// Requests at once on one connection to an instance that speaks HTTP/2, where it says nothing else. The next one has a connection of its own.
+pub(crate) const BACKEND_STREAMS: usize = 100;

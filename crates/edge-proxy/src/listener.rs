@@ -9,13 +9,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::connection;
 use crate::forward::{Edge, Ends, Scheme};
 use crate::limits::{
     ACCEPT_RETRY, DRAIN_TIMEOUT, IDLE_SWEEP, MAX_CLIENT_CONNECTIONS, TUNNEL_DRAIN_TIMEOUT,
 };
 use crate::socket;
 use crate::trusted;
+use crate::{connection, http2};
 
 /// Serves until `shutdown`, then until the requests in flight are done, within bounds.
 pub(crate) async fn serve(edge: Arc<Edge>, listener: TcpListener, shutdown: CancellationToken) {
@@ -128,7 +128,12 @@ pub(crate) async fn serve_client<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    connection::serve(edge, stream, ends, shutdown).await;
+    let served = connection::serve(Arc::clone(&edge), stream, ends, shutdown.clone()).await;
+    if let Some(client) = served {
+        // Apart, so that a connection of HTTP/1.1 has no memory for it.
+        let serving = http2::serve(edge, client.stream, client.buffer, ends, shutdown);
+        Box::pin(serving).await;
+    }
 }
 
 /// Closes idle connections to backends that nobody used, for ever.

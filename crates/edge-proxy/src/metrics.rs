@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use metrics::SECONDS;
+use metrics::{ByState, SECONDS};
 use model::EnvKey;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -82,6 +82,20 @@ struct OfUnrouted {
     reason: &'static str,
 }
 
+/// What becomes of the port of a TCP route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PortState {
+    /// The edge listens there.
+    Listening,
+    /// It cannot: another program has the port, or the machine gives it none.
+    Taken,
+    /// Its operator does not allow it.
+    NotAllowed,
+}
+
+/// In the order of [`PortState`].
+const PORT_STATES: [&str; 3] = ["listening", "taken", "not_allowed"];
+
 const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// All that an edge counts.
@@ -91,6 +105,7 @@ pub(crate) struct EdgeMetrics {
     pub(crate) tunnels: Gauge,
     pub(crate) hosts: Gauge,
     unrouted: Family<OfUnrouted, Counter>,
+    tcp_ports: Family<ByState, Gauge>,
     series: EnvSeries,
 }
 
@@ -134,6 +149,9 @@ impl EdgeMetrics {
                 .get_or_create(&OfUnrouted { reason })
                 .inc_by(0);
         }
+        for state in PORT_STATES {
+            self.tcp_ports.get_or_create(&ByState { state }).set(0);
+        }
         let text = "Connections of clients that are open";
         edge.register("client_connections", text, self.connections.clone());
         let text = "Upgraded connections (WebSockets), and those of TCP routes, that are open";
@@ -142,6 +160,8 @@ impl EdgeMetrics {
         edge.register("routes", text, self.hosts.clone());
         let text = "Requests that were for no app";
         edge.register("unrouted_requests", text, self.unrouted.clone());
+        let text = "Ports of TCP routes, by what becomes of them";
+        edge.register("tcp_ports", text, self.tcp_ports.clone());
         let series = &self.series;
         let text = "Requests that were answered, by the class of the status";
         edge.register("requests", text, series.requests.clone());
@@ -161,6 +181,16 @@ impl EdgeMetrics {
     /// An upgraded connection, until the guard is dropped.
     pub(crate) fn count_tunnel(&self) -> Open {
         Open::of(&self.tunnels)
+    }
+
+    /// The port of a TCP route, as long as this becomes of it.
+    pub(crate) fn count_port(&self, state: PortState) -> Open {
+        Open::of(&self.port_gauge(state))
+    }
+
+    pub(crate) fn port_gauge(&self, state: PortState) -> Gauge {
+        let state = PORT_STATES[state as usize];
+        self.tcp_ports.get_or_create_owned(&ByState { state })
     }
 
     /// A client's connection, until the guard is dropped.

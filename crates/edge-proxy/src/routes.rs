@@ -1,19 +1,23 @@
-//! The route table in memory: which host leads where, and whose turn it is.
+//! The route table in memory: which host leads where.
 //!
 //! A request takes its route once and keeps it; a new table never touches requests in flight.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::{Duration, Instant};
 
 use api::Unreadable;
 use api::edge::{HasRoutes, Route, RouteTable};
 use model::{EnvKey, Generation, LeaderSession, Term, route_name};
 use tokio::sync::watch;
 
+use crate::balance::{Attempts, Queue, RetryBudget, Upstream};
 use crate::limits::MAX_IN_FLIGHT_PER_HOST;
 use crate::metrics::{EnvMetrics, EnvSeries};
+use crate::rates::Rates;
+use crate::sticky::Cookies;
 
 /// The table in use. It is changed in place: a change costs what it changes.
 #[derive(Debug, Default)]
@@ -33,8 +37,10 @@ struct Table {
     hosts: BTreeMap<String, Arc<HostRoute>>,
     /// The newest routes of hosts that cannot be read: a newer edge will.
     unreadable: BTreeMap<String, Unreadable>,
-    /// How many routes have a backend at this address.
-    backends: BTreeMap<SocketAddr, usize>,
+    /// How many routes have a backend at this address, and what it has under way.
+    backends: BTreeMap<SocketAddr, (usize, Arc<Upstream>)>,
+    /// Backends that no route leads to any more. What they have under way counts, should they come back.
+    gone: BTreeMap<SocketAddr, Weak<Upstream>>,
     /// How many routes lead to the env, and what is counted of it.
     envs: BTreeMap<EnvKey, (usize, EnvMetrics)>,
     series: EnvSeries,
@@ -44,13 +50,8 @@ impl Table {
     /// Replaces a host's route, or removes it. Its turn goes on.
     fn set(&mut self, host: &str, route: Option<Route>) {
         let before = self.hosts.remove(host);
-        for address in before.iter().flat_map(|before| before.addresses()) {
-            if let Some(count) = self.backends.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    self.backends.remove(&address);
-                }
-            }
+        for upstream in before.iter().flat_map(|before| &before.upstreams) {
+            self.leads_less_at(upstream);
         }
         // Before the old one goes: the env's counters go on where both lead to it.
         let counted = route.as_ref().map(|route| {
@@ -67,20 +68,50 @@ impl Table {
         let (Some(route), Some(counted)) = (route, counted) else {
             return;
         };
-        let (turn, in_flight) = before.map_or_else(Default::default, |before| {
-            let turn = before.turn.load(Ordering::Relaxed);
-            (turn, Arc::clone(&before.in_flight))
+        let addresses = || route.backends.iter().map(|backend| backend.address);
+        let queue = addresses().find_map(|address| self.backends.get(&address));
+        let queue = queue.map(|(_, upstream)| Arc::clone(&upstream.queue));
+        let queue = queue.unwrap_or_default();
+        let upstreams = addresses().map(|address| self.leads_to(address, &queue));
+        let by_cookie = route.settings.sticky && route_name::tcp_port(host).is_none();
+        let cookies = by_cookie.then(|| {
+            let instances = route.backends.iter().map(|backend| &backend.instance);
+            Cookies::new(&route.env, instances)
         });
         let after = HostRoute {
+            upstreams: upstreams.collect(),
+            cookies,
             route,
-            turn: AtomicUsize::new(turn),
-            in_flight,
+            shared: before.map_or_else(Arc::default, |before| Arc::clone(&before.shared)),
             counted,
         };
-        for address in after.addresses() {
-            *self.backends.entry(address).or_default() += 1;
-        }
         self.hosts.insert(host.to_owned(), Arc::new(after));
+    }
+
+    /// One more route has a backend at this address.
+    fn leads_to(&mut self, address: SocketAddr, queue: &Arc<Queue>) -> Arc<Upstream> {
+        let known = self.gone.remove(&address).and_then(|gone| gone.upgrade());
+        let made = || Arc::new(Upstream::new(address, Arc::clone(queue)));
+        let new = || (0, known.unwrap_or_else(made));
+        let (routes, upstream) = self.backends.entry(address).or_insert_with(new);
+        *routes += 1;
+        Arc::clone(upstream)
+    }
+
+    fn leads_less_at(&mut self, upstream: &Arc<Upstream>) {
+        let Some((routes, _)) = self.backends.get_mut(&upstream.address) else {
+            return;
+        };
+        *routes -= 1;
+        if *routes > 0 {
+            return;
+        }
+        self.backends.remove(&upstream.address);
+        // As many as there are others at most, so that what is looked at was paid for when it was added.
+        if self.gone.len() > self.backends.len() {
+            self.gone.retain(|_, gone| gone.strong_count() > 0);
+        }
+        self.gone.insert(upstream.address, Arc::downgrade(upstream));
     }
 
     fn leads_less_to(&mut self, env: &EnvKey) {
@@ -94,46 +125,107 @@ impl Table {
     }
 }
 
-/// Where one host leads, and whose turn it is there.
+/// Where one host leads.
 #[derive(Debug)]
 pub(crate) struct HostRoute {
     pub(crate) route: Route,
-    turn: AtomicUsize,
-    /// Requests that have no whole answer yet, and tunnels. It goes on over tables.
-    in_flight: Arc<AtomicUsize>,
+    /// Its backends, in the order of `route`.
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
+    /// How cookies call them; absent where clients go to any.
+    pub(crate) cookies: Option<Cookies>,
+    pub(crate) shared: Arc<Shared>,
     /// What is counted of its env.
     pub(crate) counted: EnvMetrics,
 }
 
-/// One request of a host, or a tunnel, until it is dropped.
+/// What goes on over the tables of a host.
 #[derive(Debug)]
-pub(crate) struct InFlight(Arc<AtomicUsize>);
+pub(crate) struct Shared {
+    /// How many requests it has had: whose turn it is.
+    pub(crate) turn: AtomicUsize,
+    /// Requests that have no whole answer yet, and tunnels.
+    in_flight: AtomicUsize,
+    retries: Mutex<RetryBudget>,
+    rates: Mutex<Rates>,
+    /// From when on `rates` counts.
+    since: Instant,
+}
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            turn: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            retries: Mutex::new(RetryBudget::new(Instant::now())),
+            rates: Mutex::default(),
+            since: Instant::now(),
+        }
     }
 }
 
+impl Shared {
+    /// Whether a request may be given to another backend now.
+    pub(crate) fn may_retry(&self) -> bool {
+        let requests = self.turn.load(Ordering::Relaxed);
+        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        retries.take(requests, Instant::now())
+    }
+}
+
+/// One request of a host, or a tunnel, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<Shared>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a request is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The host has as many requests as an edge serves of one ([`MAX_IN_FLIGHT_PER_HOST`]).
+    Host,
+    /// The route has as many as it may have (`max_requests`).
+    Route,
+    /// The client asks more often than it may (`rate_limit`); after so long it may again.
+    Client(Duration),
+}
+
 impl HostRoute {
-    /// Begins a request; `None`: the host has as many as it may have ([`MAX_IN_FLIGHT_PER_HOST`]).
-    pub(crate) fn begin(&self) -> Option<InFlight> {
-        let begun = InFlight(Arc::clone(&self.in_flight));
-        let earlier = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        (earlier < MAX_IN_FLIGHT_PER_HOST).then_some(begun)
+    /// Begins a request of a client.
+    ///
+    /// # Errors
+    /// Why it is answered by the edge.
+    pub(crate) fn admit(&self, client: impl FnOnce() -> IpAddr) -> Result<InFlight, Refused> {
+        let begun = InFlight(Arc::clone(&self.shared));
+        let earlier = self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let settings = &self.route.settings;
+        if let Some(most) = settings.max_requests
+            && earlier >= most as usize
+        {
+            return Err(Refused::Route);
+        }
+        if earlier >= MAX_IN_FLIGHT_PER_HOST {
+            return Err(Refused::Host);
+        }
+        if let Some(limit) = settings.rate_limit {
+            let mut rates = self
+                .shared
+                .rates
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let taken = rates.take(client(), limit, self.shared.since.elapsed());
+            taken.map_err(Refused::Client)?;
+        }
+        Ok(begun)
     }
 
-    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.route.backends.iter().map(|backend| backend.address)
-    }
-
-    /// Its backends, beginning with the one whose turn it is; the next caller begins one later.
-    pub(crate) fn in_turn(&self) -> impl Iterator<Item = SocketAddr> + Clone {
-        let backends = &self.route.backends;
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let first = turn.checked_rem(backends.len()).unwrap_or_default();
-        let (before, from) = backends.split_at(first);
-        from.iter().chain(before).map(|backend| backend.address)
+    /// The backends that one request tries, one after the other.
+    /// `wanted`: the place of the one that the client wants to go to.
+    pub(crate) fn attempts(&self, wanted: Option<usize>) -> Attempts<'_> {
+        Attempts::new(self, wanted)
     }
 }
 
@@ -293,6 +385,7 @@ mod tests {
 
     use std::collections::BTreeSet;
 
+    use futures_util::FutureExt as _;
     use model::Incarnation;
 
     use super::*;
@@ -321,17 +414,63 @@ mod tests {
 
     fn ports(routes: &Routes) -> Vec<u16> {
         let route = routes.find("a.test").unwrap();
-        route.in_turn().map(|address| address.port()).collect()
+        let upstreams = route.upstreams.iter();
+        upstreams.map(|upstream| upstream.address.port()).collect()
+    }
+
+    /// The ports that a request tries, each of which is left when the next is tried.
+    fn tried(routes: &Routes) -> Vec<u16> {
+        let route = routes.find("a.test").unwrap();
+        let mut attempts = route.attempts(None);
+        let leases = std::iter::from_fn(|| attempts.next().now_or_never()?.ok());
+        leases
+            .map(|lease| lease.upstream().address.port())
+            .collect()
     }
 
     #[test]
-    fn each_backend_has_its_turn() {
+    fn each_backend_has_its_turn_and_is_tried_once() {
         let routes = Routes::default();
-        assert!(routes.take(&table(1, &[1, 2, 3])));
-        assert_eq!(ports(&routes), [1, 2, 3]);
-        assert_eq!(ports(&routes), [2, 3, 1]);
-        assert_eq!(ports(&routes), [3, 1, 2]);
-        assert_eq!(ports(&routes), [1, 2, 3]);
+        assert!(routes.take(&table(1, &[1, 2, 3, 4])));
+        for first in [1, 2, 3, 4, 1] {
+            let mut ports = tried(&routes);
+            assert_eq!(ports[0], first);
+            ports.sort_unstable();
+            ports.dedup();
+            assert_eq!(ports.len(), crate::limits::MAX_ATTEMPTS);
+        }
+        assert!(routes.take(&table(2, &[1])));
+        assert_eq!(tried(&routes), [1]);
+        assert!(routes.take(&table(3, &[])));
+        assert!(tried(&routes).is_empty());
+    }
+
+    #[test]
+    fn the_load_of_a_backend_is_that_of_all_routes_and_goes_on_over_tables() {
+        let routes = Routes::default();
+        let mut both = table(1, &[1, 2]);
+        let other = both.routes["a.test"].clone();
+        both.routes.insert("b.test".to_owned(), other);
+        assert!(routes.take(&both));
+        let loads = || -> Vec<usize> {
+            let route = routes.find("a.test").unwrap();
+            route
+                .upstreams
+                .iter()
+                .map(|upstream| upstream.load())
+                .collect()
+        };
+        let route = routes.find("b.test").unwrap();
+        let lease = route.attempts(None).next().now_or_never();
+        let lease = lease.unwrap().unwrap();
+        drop(route);
+        assert_eq!(loads(), [1, 0]);
+        // Away, and back.
+        assert!(routes.take(&table(2, &[])));
+        assert!(routes.take(&table(3, &[2, 1])));
+        assert_eq!(loads(), [0, 1]);
+        drop(lease);
+        assert_eq!(loads(), [0, 0]);
     }
 
     #[test]
@@ -479,8 +618,8 @@ mod tests {
     fn the_turn_goes_on_over_a_new_table() {
         let routes = Routes::default();
         routes.take(&table(1, &[1, 2]));
-        assert_eq!(ports(&routes), [1, 2]);
+        assert_eq!(tried(&routes)[0], 1);
         routes.take(&table(2, &[1, 2, 3]));
-        assert_eq!(ports(&routes), [2, 3, 1]);
+        assert_eq!(tried(&routes)[0], 2);
     }
 }

@@ -1,11 +1,13 @@
 //! What a client's connection has from one request to the next. Its memory is used again.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http1::{Framing, RequestHead, ResponseHead, Version};
 
 use crate::backend::BackendConnection;
 use crate::client::Client;
+use crate::https_policy::Scheme;
+use crate::limits::IDLE_TIMEOUT;
 use crate::timer::Timer;
 
 #[derive(Debug)]
@@ -25,6 +27,12 @@ pub(crate) struct Session<S> {
     pub(crate) request_id: String,
     /// The address of the client, as text: of who connected, or what a trusted proxy said.
     pub(crate) client_address: String,
+    /// Where the instance that its cookie names is among those of the route.
+    pub(crate) wanted: Option<usize>,
+    /// How long the connection is kept without a request: as the route of the last one says.
+    pub(crate) idle_timeout: Duration,
+    /// By what the client came: what it speaks to the edge, or what a trusted proxy said.
+    pub(crate) scheme: Scheme,
 }
 
 impl<S> Session<S> {
@@ -40,6 +48,9 @@ impl<S> Session<S> {
             host: String::new(),
             request_id: String::new(),
             client_address: String::new(),
+            wanted: None,
+            idle_timeout: IDLE_TIMEOUT,
+            scheme: Scheme::Http,
         }
     }
 

@@ -47,7 +47,7 @@ impl Drop for Share {
 }
 
 /// An IPv4 address, or the /64 of an IPv6 one, of which one site has any number.
-fn site(address: IpAddr) -> IpAddr {
+pub(crate) fn site(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();

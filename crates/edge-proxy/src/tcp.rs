@@ -4,10 +4,13 @@
 //! until either ends: a route that changes touches no connection. What one end has sent in full is told to the other (half-close), so that protocols
 //! which use that work.
 //!
+//! A listening socket may come from the process before this one, and be kept for the next ([`KeptPorts`]): no client is refused while an edge is started again.
+//!
 //! Bytes move without being looked at. Few at once go through a buffer of the stack, so an idle connection has none; many go by splice(2), which does not
 //! copy them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,56 +18,122 @@ use std::sync::Arc;
 use display::Repeated;
 use model::route_name;
 use prometheus_client::metrics::counter::Counter;
-use rustix::net::Shutdown;
+use rustix::net::{Shutdown, sockopt};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::forward::{Edge, Scheme};
-use crate::limits::{
-    ACCEPT_RETRY, CONNECT_TIMEOUT, LISTEN_RETRY, MAX_ATTEMPTS, MAX_TCP_CONNECTIONS,
-};
+use crate::limits::{ACCEPT_RETRY, CONNECT_TIMEOUT, LISTEN_RETRY, MAX_TCP_CONNECTIONS};
 use crate::listener::ends_of;
-use crate::metrics::Failure;
+use crate::metrics::{Failure, Open, PortState};
 use crate::port_ranges::PortRanges;
-use crate::{proxy_header, socket};
+use crate::{proxy_header, socket, sticky};
 
 /// Bytes that are read at once before splice(2) takes over.
 const BUFFER: usize = 16 * 1024;
 /// Bytes that one splice(2) moves at most: what a pipe holds.
 const PIPE: usize = 64 * 1024;
 
+/// Who keeps the listening sockets of TCP routes for the next process: systemd, where the edge is a unit.
+pub trait KeepPorts: fmt::Debug + Send + Sync {
+    /// This socket is to be kept.
+    fn keep(&self, listener: &TcpListener);
+    /// The one that listens here is to be kept no longer.
+    fn stop_keeping(&self, address: SocketAddr);
+}
+
+/// The listening sockets of TCP routes that outlive a process.
+#[derive(Debug, Default)]
+pub struct KeptPorts {
+    /// Those of the process before this one.
+    pub listeners: Vec<TcpListener>,
+    /// Who keeps this one's; nobody by default.
+    pub keeper: Option<Arc<dyn KeepPorts>>,
+}
+
+impl KeptPorts {
+    /// The one that listens here.
+    fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let listens = |listener: &TcpListener| {
+            listener.local_addr().ok() == Some(address)
+                && sockopt::socket_acceptconn(listener).is_ok_and(|listens| listens)
+        };
+        let place = self.listeners.iter().position(listens)?;
+        Some(self.listeners.swap_remove(place))
+    }
+
+    /// No route has what is left.
+    fn close(&mut self) {
+        for listener in self.listeners.drain(..) {
+            close(&listener, self.keeper.as_deref());
+        }
+    }
+}
+
+/// Ends the listening of a socket, in each process that has a copy of it.
+fn close(listener: &TcpListener, keeper: Option<&dyn KeepPorts>) {
+    if let (Some(keeper), Ok(address)) = (keeper, listener.local_addr()) {
+        keeper.stop_keeping(address);
+    }
+    if let Err(error) = rustix::net::shutdown(listener, Shutdown::Both) {
+        tracing::debug!(%error, "a socket did not listen");
+    }
+}
+
+/// A socket that listens until it is dropped because its route is gone; at a shutdown it listens on, for the next process.
+struct Listening {
+    listener: TcpListener,
+    keeper: Option<Arc<dyn KeepPorts>>,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if !self.shutdown.is_cancelled() {
+            close(&self.listener, self.keeper.as_deref());
+        }
+    }
+}
+
+/// A port that a route has, as long as it has it.
+enum Port {
+    /// A task listens there until this is dropped.
+    Listens {
+        _ends: DropGuard,
+    },
+    NotAllowed {
+        _counted: Open,
+    },
+}
+
 /// Listens at the ports of TCP routes, at this address, until `shutdown`.
 pub(crate) async fn serve(
     edge: Arc<Edge>,
     address: IpAddr,
     allowed: PortRanges,
+    mut kept: KeptPorts,
     shutdown: CancellationToken,
 ) {
     let mut ports = edge.routes.tcp_ports();
     let room = Arc::new(Semaphore::new(MAX_TCP_CONNECTIONS));
-    let mut listening: BTreeMap<u16, CancellationToken> = BTreeMap::new();
+    let mut listening: BTreeMap<u16, Port> = BTreeMap::new();
     let listeners = TaskTracker::new();
     loop {
         let wanted = ports.borrow_and_update().clone();
-        listening.retain(|port, ends| {
-            let is_wanted = wanted.contains(port);
-            if !is_wanted {
-                ends.cancel();
-            }
-            is_wanted
-        });
+        // Those that are dropped end.
+        listening.retain(|port, _| wanted.contains(port));
         for port in wanted {
             if listening.contains_key(&port) {
                 continue;
             }
-            let ends = shutdown.child_token();
-            listening.insert(port, ends.clone());
             if !allowed.contains(port) {
+                let counted = edge.metrics.count_port(PortState::NotAllowed);
+                listening.insert(port, Port::NotAllowed { _counted: counted });
                 tracing::warn!(
                     port,
                     %allowed,
@@ -73,13 +142,38 @@ pub(crate) async fn serve(
                 );
                 continue;
             }
+            let ends = shutdown.child_token();
+            let listens = Port::Listens {
+                _ends: ends.clone().drop_guard(),
+            };
+            listening.insert(port, listens);
             let (edge, room) = (Arc::clone(&edge), Arc::clone(&room));
+            let address = SocketAddr::new(address, port);
+            let known = kept.take(address);
+            let (keeper, shutdown) = (kept.keeper.clone(), shutdown.clone());
             listeners.spawn(async move {
-                let serving = listen(edge, SocketAddr::new(address, port), room);
+                let serving = async {
+                    let is_known = known.is_some();
+                    let listener = match known {
+                        Some(known) => known,
+                        None => bind(&edge, address).await,
+                    };
+                    if let Some(keeper) = keeper.as_ref().filter(|_| !is_known) {
+                        keeper.keep(&listener);
+                    }
+                    let listening = Listening {
+                        listener,
+                        keeper,
+                        shutdown,
+                    };
+                    listen(edge, address, room, &listening.listener).await;
+                };
                 ends.run_until_cancelled(serving).await;
                 tracing::info!(port, "listens at the port of a TCP route no more");
             });
         }
+        // Of the routes on disk all are known.
+        kept.close();
         tokio::select! {
             changed = ports.changed() => if changed.is_err() { break },
             () = shutdown.cancelled() => break,
@@ -90,20 +184,33 @@ pub(crate) async fn serve(
     listeners.wait().await;
 }
 
-/// Accepts clients of one port, for ever.
-async fn listen(edge: Arc<Edge>, address: SocketAddr, room: Arc<Semaphore>) {
+/// Listens at a port as soon as it is free.
+async fn bind(edge: &Edge, address: SocketAddr) -> TcpListener {
     let mut refused = Repeated::default();
-    let listener = loop {
+    let mut taken = None;
+    loop {
         match TcpListener::bind(address).await {
-            Ok(listener) => break listener,
+            Ok(listener) => return listener,
             Err(error) => {
+                taken.get_or_insert_with(|| edge.metrics.count_port(PortState::Taken));
                 if refused.is_due(Instant::now(), &error.to_string()) {
                     tracing::warn!(%address, %error, "cannot listen at the port of a TCP route; trying again");
                 }
                 sleep(LISTEN_RETRY).await;
             }
         }
-    };
+    }
+}
+
+/// Accepts clients of one port, for ever.
+async fn listen(
+    edge: Arc<Edge>,
+    address: SocketAddr,
+    room: Arc<Semaphore>,
+    listener: &TcpListener,
+) {
+    let mut refused = Repeated::default();
+    let _listening = edge.metrics.count_port(PortState::Listening);
     tracing::info!(%address, "listens at the port of a TCP route");
     let name = route_name::of_tcp(address.port());
     loop {
@@ -141,8 +248,8 @@ async fn pass_on(edge: &Edge, name: &str, mut client: TcpStream, from: SocketAdd
     let (process, env) = (&to.route.process, &to.route.env);
     let is_trusted = edge.trusted_proxies.contains(from.ip());
     let share = edge.shares.take(from.ip()).filter(|_| !is_trusted);
-    let in_flight = to.begin();
-    if (share.is_none() && !is_trusted) || in_flight.is_none() {
+    let in_flight = to.admit(|| from.ip());
+    if (share.is_none() && !is_trusted) || in_flight.is_err() {
         tracing::warn!(client = %from, %env, %process, "the client, or the port, has as many connections as it may have");
         return;
     }
@@ -150,19 +257,25 @@ async fn pass_on(edge: &Edge, name: &str, mut client: TcpStream, from: SocketAdd
         return;
     };
     let mut backend = None;
-    for address in to.in_turn().take(MAX_ATTEMPTS) {
+    let wanted = to.route.settings.sticky;
+    let wanted = wanted.then(|| sticky::by_client(&to, ends.client.ip()));
+    let mut attempts = to.attempts(wanted.flatten());
+    while let Ok(lease) = attempts.next().await {
+        let address = lease.upstream().address;
         match connect(address).await {
             Ok(stream) => {
-                backend = Some((address, stream));
+                lease.upstream().accepted();
+                backend = Some((lease, stream));
                 break;
             }
             Err(error) => {
+                lease.upstream().refused();
                 to.counted.failed(Failure::Connect);
                 tracing::info!(%address, %error, %env, %process, "an instance takes no connection");
             }
         }
     }
-    let Some((address, mut backend)) = backend else {
+    let Some((lease, mut backend)) = backend else {
         tracing::warn!(client = %from, %env, %process, "no instance takes the connection of a client");
         return;
     };
@@ -178,6 +291,7 @@ async fn pass_on(edge: &Edge, name: &str, mut client: TcpStream, from: SocketAdd
         )
     };
     if let Err(error) = passed.await {
+        let address = lease.upstream().address;
         tracing::debug!(client = %from, %address, %error, "a connection of a TCP route broke");
     }
 }

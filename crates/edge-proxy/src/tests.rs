@@ -21,9 +21,13 @@ use crate::forward::Edge;
 use crate::trusted::TrustedProxies;
 use crate::{EdgeOptions, listener};
 
+mod balance;
 mod clients;
 mod corpus;
+mod http2;
+mod limits;
 mod messages;
+mod slow;
 
 /// Nothing here takes this long.
 const SOON: Duration = Duration::from_secs(10);
@@ -62,8 +66,17 @@ impl TestEdge {
     }
 
     async fn of(edge: Edge, backends: &[SocketAddr], proxy: Option<ProxyProtocol>) -> Self {
+        Self::with_table(edge, table(1, backends, proxy)).await
+    }
+
+    /// One that treats what comes as the settings of its route say.
+    async fn with_settings(backends: &[SocketAddr], settings: model::RouteSettings) -> Self {
+        Self::with_table(Edge::default(), table_with(1, backends, settings)).await
+    }
+
+    async fn with_table(edge: Edge, table: RouteTable) -> Self {
         let edge = Arc::new(edge);
-        edge.routes.take(&table(1, backends, proxy));
+        edge.routes.take(&table);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -104,6 +117,18 @@ impl TestEdge {
     }
 }
 
+fn table_with(
+    generation: u64,
+    backends: &[SocketAddr],
+    settings: model::RouteSettings,
+) -> RouteTable {
+    let mut table = table(generation, backends, None);
+    for route in table.routes.values_mut() {
+        route.settings = settings.clone();
+    }
+    table
+}
+
 fn table(generation: u64, backends: &[SocketAddr], proxy: Option<ProxyProtocol>) -> RouteTable {
     let backends = backends.iter().map(|address| Backend {
         instance: InstanceId(u32::from(address.port())),
@@ -113,6 +138,8 @@ fn table(generation: u64, backends: &[SocketAddr], proxy: Option<ProxyProtocol>)
         env: serde_json::from_value(serde_json::json!({ "app": "a", "env": "prod" })).unwrap(),
         process: "web".parse().unwrap(),
         proxy_protocol: proxy,
+        protocol: api::edge::AppProtocol::default(),
+        settings: model::RouteSettings::default(),
         backends: backends.collect(),
     };
     RouteTable {
@@ -175,12 +202,15 @@ async fn replies_with(text: &'static str) -> SocketAddr {
 }
 
 /// An address where nobody listens.
+#[allow(clippy::unused_async, reason = "as the other addresses are made")]
 async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    // Bound, and not listening: no other test is given the port meanwhile.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    std::mem::forget(socket);
+    address
 }
 
 #[tokio::test]
@@ -608,6 +638,7 @@ async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
         data_dir: dir.path().to_owned(),
         listen,
         listen_tls: None,
+        https_port: None,
         server: Some(format!("https://{}", nobody().await)),
         // Enrolling is tried again and again, and serving goes on.
         token: Some(
@@ -622,6 +653,7 @@ async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
         underlay: membership::UnderlayOptions::default(),
         trusted_proxies: Vec::new(),
         access_log: None,
+        error_pages: None,
     };
     let running = tokio::spawn(crate::run(options, shutdown.clone()));
     let answer = soon(async {
@@ -666,6 +698,7 @@ async fn an_edge_that_can_never_join_says_what_it_needs() {
         data_dir: dir.path().to_owned(),
         listen: nobody().await,
         listen_tls: None,
+        https_port: None,
         server: None,
         token: None,
         name: "edge".to_owned(),
@@ -675,6 +708,7 @@ async fn an_edge_that_can_never_join_says_what_it_needs() {
         underlay: membership::UnderlayOptions::default(),
         trusted_proxies: Vec::new(),
         access_log: None,
+        error_pages: None,
     };
     let error = soon(Box::pin(crate::run(options, CancellationToken::new())))
         .await

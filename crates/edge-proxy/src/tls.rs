@@ -1,8 +1,9 @@
-//! TLS to clients: TLS 1.2 and 1.3, the certificate by the host that the client names (SNI, RFC 6066), HTTP/1.1 by ALPN.
+//! TLS to clients: TLS 1.2 and 1.3, the certificate by the host that the client names (SNI, RFC 6066), HTTP/2 or HTTP/1.1 by ALPN.
 //!
 //! ```text
 //!   ClientHello --> its host --> a certificate of that, else of its wildcard, else of the ingress CA, asked for now --> handshake --> HTTP
 //!                            \-> none: the alert unrecognized_name
+//!               \-> `acme-tls/1` by ALPN: the answer to a challenge that is asked for (RFC 8737), and the end
 //! ```
 //!
 //! A handshake takes its certificate once: another table touches no connection that is open. A client that names no host gets no certificate.
@@ -18,13 +19,14 @@ use std::sync::Arc;
 
 use ::metrics::{ByOutcome, Outcome};
 use blocking_work::blocking;
+use identity::ACME_ALPN;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use rustls::ServerConfig;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use state_file::StateFileError;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,9 +36,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::buffer::Buffer;
 use crate::certificates::{Certificates, Usable};
 use crate::forward::{Edge, Scheme};
 use crate::host_certificates::HostCertificates;
+use crate::http2;
 use crate::kept_certificates::{CertificateFiles, Kind};
 use crate::limits::{
     ACCEPT_RETRY, DRAIN_TIMEOUT, HANDSHAKE_TIMEOUT, MAX_CLIENT_CONNECTIONS, MAX_HANDSHAKES,
@@ -45,8 +49,8 @@ use crate::listener::{ends_of, serve_client};
 use crate::socket;
 use crate::tickets::Tickets;
 
-/// What is offered by ALPN.
-const ALPN: [&[u8]; 1] = [b"http/1.1"];
+/// What is offered by ALPN, the best first.
+const ALPN: [&[u8]; 2] = [http2::ALPN, b"http/1.1"];
 /// The alert `unrecognized_name`, fatal, in a record of its own (RFC 8446, 6 and 5.1).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
@@ -62,6 +66,10 @@ enum HandshakeError {
     NoHost,
     #[error("there is no certificate for {0}")]
     NoCertificate(String),
+    #[error("no authority of ACME was asked to look at {0}")]
+    NoChallenge(String),
+    #[error(transparent)]
+    Setup(#[from] TlsError),
     #[error("it was not done within {} s", HANDSHAKE_TIMEOUT.as_secs())]
     TimedOut,
     #[error(transparent)]
@@ -164,8 +172,11 @@ impl Tls {
         self.count.set(count.unwrap_or(i64::MAX));
     }
 
-    /// A client's handshake, within its time.
-    async fn handshake(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, HandshakeError> {
+    /// A client's handshake, within its time. `None`: it was all that the client wanted, an authority of ACME.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+    ) -> Result<Option<TlsStream<TcpStream>>, HandshakeError> {
         let handshake = async {
             let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
             let _turn = self.turns.acquire().await;
@@ -173,8 +184,21 @@ impl Tls {
                 .client_hello()
                 .server_name()
                 .map(str::to_ascii_lowercase);
+            let is_challenge = asks_by_acme(&start.client_hello());
+            let challenged = (named.as_deref().filter(|_| is_challenge))
+                .and_then(|host| self.edge.challenges.certificate(host));
+            if let Some(key) = challenged {
+                let mut stream = start.into_stream(challenge_config(key)?).await?;
+                tracing::info!(
+                    host = named,
+                    "an authority of ACME asked whether the host leads here"
+                );
+                stream.shutdown().await?;
+                return Ok(None);
+            }
             let refused = match named {
                 None => Some(HandshakeError::NoHost),
+                Some(host) if is_challenge => Some(HandshakeError::NoChallenge(host)),
                 Some(host) if self.hosts.ensure(&host).await => None,
                 Some(host) => Some(HandshakeError::NoCertificate(host)),
             };
@@ -183,7 +207,7 @@ impl Tls {
                 start.io.shutdown().await?;
                 return Err(refused);
             }
-            Ok(start.into_stream(Arc::clone(&self.config)).await?)
+            Ok(Some(start.into_stream(Arc::clone(&self.config)).await?))
         };
         let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
         ended.unwrap_or(Err(HandshakeError::TimedOut))
@@ -199,19 +223,52 @@ impl Tls {
         let Some(ends) = ends_of(&self.edge, &mut stream, client, Scheme::Https).await else {
             return;
         };
+        // A handshake costs more than what a client without a share is told.
+        let share = self.edge.shares.take(ends.client.ip());
+        if share.is_none() && !self.edge.trusted_proxies.contains(ends.client.ip()) {
+            tracing::debug!(%client, "a client has as many connections as it may have; this one has no handshake");
+            return;
+        }
         let handshake = self.handshake(stream).await;
+        // It is taken again with the first request.
+        drop(share);
         let outcome = match &handshake {
             Ok(_) => Outcome::Success,
             Err(_) => Outcome::Failure,
         };
         self.handshakes.get_or_create(&ByOutcome { outcome }).inc();
         match handshake {
-            Ok(stream) => {
+            Ok(None) => {}
+            Ok(Some(stream)) if stream.get_ref().1.alpn_protocol() == Some(http2::ALPN) => {
+                let edge = Arc::clone(&self.edge);
+                let serving = http2::serve(edge, stream, Buffer::default(), ends, shutdown);
+                Box::pin(serving).await;
+            }
+            Ok(Some(stream)) => {
                 serve_client(Arc::clone(&self.edge), stream, ends, shutdown).await;
             }
             Err(error) => tracing::debug!(%client, %error, "a TLS handshake came to nothing"),
         }
     }
+}
+
+/// Whether a client is an authority of ACME: it offers that protocol and no other (RFC 8737, 3).
+fn asks_by_acme(hello: &ClientHello<'_>) -> bool {
+    let offered = hello.alpn();
+    offered.is_some_and(|offered| offered.eq([ACME_ALPN]))
+}
+
+/// What answers a challenge: one certificate, and nothing after the handshake.
+fn challenge_config(key: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = vec![ACME_ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
 }
 
 /// Why TLS cannot begin.

@@ -66,7 +66,7 @@ impl Authority {
     }
 }
 
-/// A client that trusts this CA and speaks these versions.
+/// A client of HTTP/1.1 that trusts this CA and speaks these versions of TLS.
 fn client_of(ca_pem: &str, versions: &[&'static rustls::SupportedProtocolVersion]) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots
@@ -78,7 +78,7 @@ fn client_of(ca_pem: &str, versions: &[&'static rustls::SupportedProtocolVersion
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
 }
 
@@ -156,6 +156,8 @@ fn routes(backend: SocketAddr) -> RouteTable {
         env: serde_json::from_value(serde_json::json!({ "app": "a", "env": "prod" })).unwrap(),
         process: "web".parse().unwrap(),
         proxy_protocol: None,
+        protocol: api::edge::AppProtocol::default(),
+        settings: model::RouteSettings::default(),
         backends: vec![Backend {
             instance: InstanceId(1),
             address: backend,
@@ -254,6 +256,68 @@ async fn both_versions_of_tls_lead_to_the_app_which_learns_that_it_was_https() {
             assert!(answer.contains("X-Forwarded-Proto: https\r\n"), "{answer}");
         }
     }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn http_2_is_chosen_where_the_client_offers_it() {
+    let (edge, authority) = (TestEdge::start().await, Authority::new());
+    edge.take(1, &[("a", &authority.certificate(&["a.test"]))], &[]);
+    let mut config = client_of(&authority.pem, rustls::ALL_VERSIONS);
+    // Its order is not the edge's.
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
+    let stream = edge.connect(&Arc::new(config), "a.test").await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    for path in ["/one", "/two"] {
+        let request = http::Request::get(format!("https://a.test{path}"));
+        let mut requests = requests.clone().ready().await.unwrap();
+        let (response, _) = requests
+            .send_request(request.body(()).unwrap(), true)
+            .unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let mut answer = Vec::new();
+        while let Some(data) = body.data().await {
+            answer.extend_from_slice(&data.unwrap());
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(
+            answer.starts_with(&format!("GET {path} HTTP/1.1\r\n")),
+            "{answer}"
+        );
+        assert!(answer.contains("X-Forwarded-Proto: https\r\n"), "{answer}");
+    }
+    // A request that is under way is answered before the edge ends.
+    let late = http::Request::get("https://a.test/late").body(()).unwrap();
+    let mut requests = requests.ready().await.unwrap();
+    let (response, _) = requests.send_request(late, true).unwrap();
+    edge.late.asked.notified().await;
+    edge.shutdown.cancel();
+    edge.late.answer.notify_one();
+    let response = tokio::time::timeout(SOON, response).await.unwrap();
+    assert_eq!(response.unwrap().status(), 200);
+    edge.stop().await;
+    tokio::time::timeout(SOON, connection)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}
+
+/// What is spoken is what was agreed on.
+#[tokio::test]
+async fn the_preface_of_http_2_without_its_alpn_is_no_http_2() {
+    let (edge, authority) = (TestEdge::start().await, Authority::new());
+    edge.take(1, &[("a", &authority.certificate(&["a.test"]))], &[]);
+    let config = Arc::new(client_of(&authority.pem, rustls::ALL_VERSIONS));
+    let mut stream = edge.connect(&config, "a.test").await.unwrap();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    stream.write_all(preface).await.unwrap();
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    let _ = tokio::time::timeout(SOON, read).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 505 "), "{answer:?}");
     edge.stop().await;
 }
 
@@ -384,6 +448,23 @@ async fn a_host_without_one_has_a_certificate_of_the_ingress_ca_after_a_restart_
 }
 
 #[tokio::test]
+async fn a_client_that_has_its_share_gets_no_handshake() {
+    let edge = TestEdge::start().await;
+    let shares = &edge.tls.edge.shares;
+    let own = "127.0.0.1".parse().unwrap();
+    let taken: Vec<_> = std::iter::from_fn(|| shares.take(own)).collect();
+    assert_eq!(taken.len(), crate::limits::MAX_CONNECTIONS_PER_CLIENT);
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    let mut came = Vec::new();
+    let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut came))
+        .await
+        .unwrap();
+    assert!(came.is_empty());
+    drop(taken);
+    assert!(shares.take(own).is_some());
+}
+
+#[tokio::test]
 async fn a_request_in_flight_ends_before_the_edge_does() {
     let (edge, authority) = (TestEdge::start().await, Authority::new());
     edge.take(1, &[("a", &authority.certificate(&["a.test"]))], &[]);
@@ -418,5 +499,82 @@ async fn a_client_that_does_not_end_its_handshake_is_cut_off() {
         cut.await.unwrap().unwrap();
         assert!(began.elapsed() >= HANDSHAKE_TIMEOUT);
     }
+    edge.stop().await;
+}
+
+/// An authority of ACME trusts nobody: it looks at the certificate.
+#[derive(Debug)]
+struct LooksAtAny;
+
+impl rustls::client::danger::ServerCertVerifier for LooksAtAny {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+#[tokio::test]
+async fn an_authority_of_acme_sees_the_certificate_of_its_challenge_and_nothing_more() {
+    let (edge, authority) = (TestEdge::start().await, Authority::new());
+    edge.tls
+        .edge
+        .challenges
+        .take(crate::challenges::tests::table());
+    let asking = |alpn: &[&[u8]]| {
+        let mut config = client_of(&authority.pem, rustls::DEFAULT_VERSIONS);
+        config
+            .dangerous()
+            .set_certificate_verifier(Arc::new(LooksAtAny));
+        config.alpn_protocols = alpn.iter().map(|one| one.to_vec()).collect();
+        Arc::new(config)
+    };
+    let acme = asking(&[b"acme-tls/1"]);
+    let mut stream = edge.connect(&acme, "b.test").await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"acme-tls/1"[..]));
+    let certificate = edge.tls.edge.challenges.certificate("b.test").unwrap();
+    assert_eq!(leaf(&stream), certificate.cert[0]);
+    // It is the end.
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(SOON, stream.read_to_end(&mut rest)).await;
+    assert_eq!(read.unwrap().unwrap(), 0);
+    // A host of which nothing is asked, also one that has a certificate.
+    let own = authority.certificate(&["a.test"]);
+    edge.take(1, &[("own", &own)], &[]);
+    assert!(edge.connect(&acme, "a.test").await.is_err());
+    // Who offers more than that is no authority.
+    let both = asking(&[b"acme-tls/1", b"http/1.1"]);
+    let stream = edge.connect(&both, "a.test").await.unwrap();
+    assert_eq!(leaf(&stream), leaf_of(&own));
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
     edge.stop().await;
 }

@@ -4,15 +4,13 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::backend::BackendConnection;
 use crate::buffer::Buffer;
 use crate::client::{Client, Stream, poll_write};
 use crate::limits::{BUFFER_BYTES, TUNNEL_IDLE_TIMEOUT};
-use crate::timer::Timer;
+use crate::timer::{Timer, now};
 
 /// How far one direction is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,10 +30,10 @@ pub(crate) enum TunnelEnd {
     Idle,
 }
 
-/// Copies both ways. What either side has sent already is in its buffer.
-pub(crate) async fn carry<S: Stream>(
+/// Copies both ways. What either side has sent already is in its buffer; the backend's is beside its stream.
+pub(crate) async fn carry<S: Stream, B: Stream>(
     client: &mut Client<S>,
-    backend: &mut BackendConnection,
+    backend: (&mut B, &mut Buffer),
     timer: &mut Timer,
 ) -> Result<(), TunnelEnd> {
     let mut up = if client.has_ended {
@@ -44,25 +42,19 @@ pub(crate) async fn carry<S: Stream>(
         Direction::Open
     };
     let mut down = Direction::Open;
-    timer.set(Instant::now() + TUNNEL_IDLE_TIMEOUT);
+    let (backend, of_backend) = backend;
+    timer.set(now() + TUNNEL_IDLE_TIMEOUT);
     poll_fn(|context| {
         let mut moved = false;
-        let (from, to) = (&mut client.stream, &mut backend.stream);
+        let (from, to) = (&mut client.stream, &mut *backend);
         poll_copy(context, from, &mut client.buffer, to, &mut up, &mut moved)?;
-        let (from, to) = (&mut backend.stream, &mut client.stream);
-        poll_copy(
-            context,
-            from,
-            &mut backend.buffer,
-            to,
-            &mut down,
-            &mut moved,
-        )?;
+        let (from, to) = (&mut *backend, &mut client.stream);
+        poll_copy(context, from, &mut *of_backend, to, &mut down, &mut moved)?;
         if (up, down) == (Direction::Closed, Direction::Closed) {
             return Poll::Ready(Ok(()));
         }
         if moved {
-            timer.set(Instant::now() + TUNNEL_IDLE_TIMEOUT);
+            timer.set(now() + TUNNEL_IDLE_TIMEOUT);
         }
         timer.poll(context).map(|()| Err(TunnelEnd::Idle))
     })
@@ -114,4 +106,70 @@ where
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+    use super::*;
+
+    /// A tunnel between two streams, each of which holds so many bytes.
+    fn tunnel(
+        bytes: usize,
+    ) -> (
+        DuplexStream,
+        DuplexStream,
+        tokio::task::JoinHandle<Result<(), TunnelEnd>>,
+    ) {
+        let (client, near_client) = duplex(bytes);
+        let (backend, mut near_backend) = duplex(bytes);
+        let carried = tokio::spawn(async move {
+            let (mut client, mut buffer) = (Client::new(near_client), Buffer::default());
+            let mut timer = Timer::new(now());
+            carry(&mut client, (&mut near_backend, &mut buffer), &mut timer).await
+        });
+        (client, backend, carried)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_ends_when_nothing_moved_for_its_time_and_not_before() {
+        let (mut client, mut backend, carried) = tunnel(64);
+        let almost = TUNNEL_IDLE_TIMEOUT.saturating_sub(Duration::from_secs(1));
+        // Either direction counts.
+        for _ in 0..3 {
+            tokio::time::sleep(almost).await;
+            client.write_u8(1).await.unwrap();
+            assert_eq!(backend.read_u8().await.unwrap(), 1);
+            tokio::time::sleep(almost).await;
+            backend.write_u8(2).await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), 2);
+        }
+        let begun = now();
+        let ended = carried.await.unwrap();
+        assert!(matches!(ended, Err(TunnelEnd::Idle)), "{ended:?}");
+        assert_eq!((now() - begun).as_secs(), TUNNEL_IDLE_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_side_that_takes_nothing_holds_a_tunnel_for_its_time_and_a_bounded_part_of_what_comes()
+     {
+        let (client, mut backend, carried) = tunnel(64);
+        let written = tokio::spawn(async move {
+            let mut written = 0;
+            while backend.write_all(&[7; 64]).await.is_ok() {
+                written += 64;
+            }
+            written
+        });
+        let ended = carried.await.unwrap();
+        assert!(matches!(ended, Err(TunnelEnd::Idle)), "{ended:?}");
+        drop(client);
+        let written = written.await.unwrap();
+        assert!(written <= BUFFER_BYTES + 3 * 64, "{written}");
+    }
 }

@@ -6,11 +6,12 @@ use std::task::{Context, Poll};
 
 use http1::BadChunk;
 use prometheus_client::metrics::counter::Counter;
-use tokio::net::TcpStream;
 
 use crate::body::Body;
 use crate::client::{Client, Stream, poll_write};
+use crate::http2::BackendStream;
 use crate::limits::BUFFER_BYTES;
+use crate::pace::Pace;
 
 /// What of a request is still to be sent.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub(crate) struct Upload {
     is_abandoned: bool,
     /// Whether the client is to send the next.
     pub(crate) waits_for_client: bool,
+    pub(crate) pace: Pace,
     /// Bytes of data that came.
     pub(crate) bytes: u64,
     received: Counter,
@@ -47,6 +49,7 @@ impl Upload {
             is_begun: false,
             is_abandoned: false,
             waits_for_client: false,
+            pace: Pace::default(),
             bytes: 0,
             received,
         }
@@ -72,7 +75,7 @@ impl Upload {
         &mut self,
         context: &mut Context<'_>,
         client: &mut Client<S>,
-        backend: &mut TcpStream,
+        backend: &mut BackendStream,
         head: &mut &[u8],
         moved: &mut bool,
     ) -> Poll<Result<(), UploadError>> {

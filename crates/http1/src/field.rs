@@ -70,6 +70,7 @@ pub enum Name {
     ProxyAuthenticate,
     ProxyAuthorization,
     ProxyConnection,
+    StrictTransportSecurity,
     Te,
     TransferEncoding,
     Upgrade,
@@ -112,6 +113,7 @@ impl Name {
             17 if is(b"x-forwarded-proto") => Self::XForwardedProto,
             18 if is(b"proxy-authenticate") => Self::ProxyAuthenticate,
             19 if is(b"proxy-authorization") => Self::ProxyAuthorization,
+            25 if is(b"strict-transport-security") => Self::StrictTransportSecurity,
             _ => Self::Other,
         };
         if known == Self::Other && name.contains(&b'_') {

@@ -140,6 +140,8 @@ pub struct ForClient<'a> {
     pub version: Version,
     /// The date for a response without one (RFC 9110, 6.6.1).
     pub date: &'a str,
+    /// The value of `Strict-Transport-Security`, in place of what the response says of it. Absent: what it says passes.
+    pub hsts: Option<&'a str>,
 }
 
 /// Writes a response's head for a client. One of status 101 says what the connection becomes.
@@ -153,6 +155,7 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], made
     let drops_length = head.drops_length() || head.repeats_length;
     let passes = |field: &Field| match field.known {
         Name::ContentLength => !drops_length,
+        Name::StrictTransportSecurity if made.hsts.is_some() => false,
         known if known.is_hop_by_hop() => false,
         _ => !(head.names_others && names(&head.fields, bytes, field.name)),
     };
@@ -162,6 +165,9 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, bytes: &[u8], made
         .filter(|_| head.repeats_length && !head.drops_length())
     {
         write_line(out, b"Content-Length", length.to_string().as_bytes());
+    }
+    if let Some(hsts) = made.hsts {
+        write_line(out, b"Strict-Transport-Security", hsts.as_bytes());
     }
     if head.status >= 200 && !head.has_date {
         write_line(out, b"Date", made.date.as_bytes());

@@ -17,6 +17,7 @@
 //! Deliberately absent: lists of revoked certificates. Who a member is its key says ([`MemberCertificate`]), and whether it may do anything the
 //! record of that key; certificates live [`MEMBER_DAYS`]. There is one key type, ECDSA P-256, and others are refused.
 
+mod acme;
 mod ca;
 mod host_certificate;
 mod ingress;
@@ -31,6 +32,7 @@ mod wrap;
 #[cfg(test)]
 mod tests;
 
+pub use acme::{ACME_ALPN, challenge_certificate, generate_host_key, host_request};
 pub use ca::{
     CA_DAYS, CLOCK_SKEW_SECONDS, CaError, ClusterCa, MEMBER_DAYS, SERVER_DAYS, ServerCertificate,
     certificate_fingerprint, public_key_of_request,

@@ -192,6 +192,13 @@ impl FromStr for UserToken {
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let what = "a user's token";
         let Some(encoded) = text.trim().strip_prefix(PLACED_USER_PREFIX) else {
+            if !text.trim().starts_with(USER_PREFIX) {
+                // As all are that are made today.
+                return Err(TokenError::Prefix {
+                    what,
+                    prefix: PLACED_USER_PREFIX,
+                });
+            }
             return Ok(Self {
                 secret: Secret(decode(text, USER_PREFIX, what)?),
                 cluster: None,

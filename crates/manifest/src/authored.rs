@@ -17,7 +17,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::routes::{MAX_ROUTES, MAX_TCP_ROUTES, Route, TCP_ROUTE_PORTS, TcpRoute};
+pub(crate) use self::routes::{
+    Hsts, MAX_ROUTES, MAX_TCP_ROUTES, PlainHttp, Route, TCP_ROUTE_PORTS, TcpRoute,
+};
 use crate::formats;
 
 /// Most process types of an app.
@@ -414,6 +416,14 @@ pub(crate) enum RestartPolicy {
 /// A port that the app listens on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("allOf" = [
+    { "if": { "properties": { "protocol": { "const": "http" } }, "required": ["protocol"] }, "then": {} },
+    {
+        "if": { "properties": { "protocol": { "const": "h2c" } }, "required": ["protocol"] },
+        "then": { "properties": { "proxy_protocol": false } }
+    },
+    { "if": { "properties": { "protocol": { "const": "tcp" } }, "required": ["protocol"] }, "then": {} }
+]))]
 pub(crate) struct Port {
     /// The port number.
     #[schemars(range(min = 1, max = 65535), extend("examples" = [8080]))]
@@ -421,7 +431,8 @@ pub(crate) struct Port {
     /// What is spoken there.
     #[serde(default = "Port::default_protocol")]
     pub(crate) protocol: Protocol,
-    /// Whether edges tell the client's address by a PROXY v2 header. Absent: they do not.
+    /// Whether edges tell the client's address by a PROXY v2 header. Absent: they do not. Not with `h2c`, where a connection carries the requests of
+    /// many clients: those are told by headers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) proxy_protocol: Option<ProxyProtocol>,
 }
@@ -432,12 +443,14 @@ impl Port {
     }
 }
 
-/// What is spoken on a port: `http` is HTTP/1.1, routed by host name; `tcp` is any bytes.
+/// What is spoken on a port: `http` is HTTP/1.1, routed by host name; `h2c` is HTTP/2 in clear text with prior knowledge, as servers of gRPC speak it,
+/// routed by host name for clients of every version; `tcp` is any bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the type's documentation says what each means")]
 pub(crate) enum Protocol {
     Http,
+    H2c,
     Tcp,
 }
 

@@ -90,6 +90,8 @@ codes! {
     UnknownPort = "unknown_port",
     /// A route to a port that does not speak HTTP.
     NotHttp = "not_http",
+    /// Keys of a route that do not fit each other: `burst` without `rate_limit`, `preload` without what it needs.
+    Conflict = "conflict",
     /// `scaling.min` is larger than `scaling.max`.
     MinAboveMax = "min_above_max",
     /// A rollout that could never replace an instance.
@@ -98,6 +100,8 @@ codes! {
     TooMany = "too_many",
     /// Warning: a route leads to a process without a health check.
     NoHealthcheck = "no_healthcheck",
+    /// Warning: a health check of type `http` asks a port that speaks HTTP/2 only.
+    ProbeProtocol = "probe_protocol",
     /// Warning: a TCP route has a port at which edges listen only where their operators allow it.
     PortOfEdges = "port_of_edges",
     /// Warning: the variable is set by the platform as well.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use model::instance::{EgressPolicy, HealthCheck, Init, Port, RestartPolicy, StopPolicy, Volume};
-use model::{AppName, ProcessName};
+use model::{AppName, ProcessName, RouteSettings};
 use serde::{Deserialize, Serialize};
 
 /// A whole manifest (ADR 0002).
@@ -134,4 +134,7 @@ pub struct RouteTarget {
     pub process: ProcessName,
     /// One of its ports.
     pub port: u16,
+    /// How edges treat what comes for it.
+    #[serde(default, skip_serializing_if = "RouteSettings::is_default")]
+    pub settings: RouteSettings,
 }

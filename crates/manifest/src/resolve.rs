@@ -3,7 +3,9 @@
 use model::instance::{
     self, EgressPolicy, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy,
 };
-use model::{AppName, NameError, ProcessName, route_name};
+use model::{
+    AppName, Hsts, NameError, PlainHttp, ProcessName, RateLimit, RouteSettings, route_name,
+};
 
 use crate::authored::{self, Duration, Label, NodeLabel, Size, Text};
 use crate::model::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
@@ -29,6 +31,7 @@ pub(crate) fn resolve(written: &authored::Manifest) -> Option<Manifest> {
         let target = RouteTarget {
             process: name(&route.process).ok()?,
             port: route.port,
+            settings: settings(route)?,
         };
         manifest.routes.insert(host.0.clone(), target);
     }
@@ -36,11 +39,45 @@ pub(crate) fn resolve(written: &authored::Manifest) -> Option<Manifest> {
         let target = RouteTarget {
             process: name(&route.process).ok()?,
             port: route.port,
+            settings: RouteSettings {
+                sticky: route.sticky,
+                ..RouteSettings::default()
+            },
         };
         let name = route_name::of_tcp(route.listen);
         manifest.routes.insert(name, target);
     }
     Some(manifest)
+}
+
+/// How edges treat what comes for a host.
+fn settings(route: &authored::Route) -> Option<RouteSettings> {
+    let hsts = match &route.hsts {
+        Some(hsts) => Some(Hsts {
+            max_age_seconds: millis(&hsts.max_age)? / 1000,
+            include_subdomains: hsts.include_subdomains,
+            preload: hsts.preload,
+        }),
+        None => None,
+    };
+    Some(RouteSettings {
+        sticky: route.sticky,
+        idle_timeout_ms: match &route.idle_timeout {
+            Some(timeout) => Some(millis(timeout)?),
+            None => None,
+        },
+        max_requests: route.max_requests,
+        hard_limit: route.hard_limit,
+        rate_limit: route.rate_limit.map(|average| RateLimit {
+            requests_per_second: average,
+            burst: route.burst.unwrap_or(average),
+        }),
+        http: route.http.map(|http| match http {
+            authored::PlainHttp::Redirect => PlainHttp::Redirect,
+            authored::PlainHttp::Serve => PlainHttp::Serve,
+        }),
+        hsts,
+    })
 }
 
 fn variables(
@@ -71,6 +108,7 @@ fn process(
         port: port.port,
         protocol: match port.protocol {
             authored::Protocol::Http => instance::Protocol::Http,
+            authored::Protocol::H2c => instance::Protocol::H2c,
             authored::Protocol::Tcp => instance::Protocol::Tcp,
         },
         proxy_protocol: port.proxy_protocol.map(|proxy| match proxy {
@@ -241,9 +279,18 @@ pub(crate) fn write(manifest: &Manifest) -> authored::Manifest {
         routes: (manifest.routes.iter())
             .filter(|(name, _)| route_name::tcp_port(name).is_none())
             .map(|(host, target)| {
+                let settings = &target.settings;
                 let route = authored::Route {
                     process: label(target.process.as_str()),
                     port: target.port,
+                    sticky: settings.sticky,
+                    idle_timeout: settings.idle_timeout_ms.map(write_duration),
+                    max_requests: settings.max_requests,
+                    hard_limit: settings.hard_limit,
+                    rate_limit: settings.rate_limit.map(|limit| limit.requests_per_second),
+                    burst: settings.rate_limit.map(|limit| limit.burst),
+                    http: target.settings.http.and_then(write_plain_http),
+                    hsts: target.settings.hsts.map(write_hsts),
                 };
                 (authored::HostName(host.clone()), route)
             })
@@ -254,9 +301,27 @@ pub(crate) fn write(manifest: &Manifest) -> authored::Manifest {
                     listen: route_name::tcp_port(name)?,
                     process: label(target.process.as_str()),
                     port: target.port,
+                    sticky: target.settings.sticky,
                 })
             })
             .collect(),
+    }
+}
+
+/// `None`: a newer server's, which this one does not know.
+fn write_plain_http(http: PlainHttp) -> Option<authored::PlainHttp> {
+    match http {
+        PlainHttp::Redirect => Some(authored::PlainHttp::Redirect),
+        PlainHttp::Serve => Some(authored::PlainHttp::Serve),
+        PlainHttp::Unknown => None,
+    }
+}
+
+fn write_hsts(hsts: Hsts) -> authored::Hsts {
+    authored::Hsts {
+        max_age: write_duration(hsts.max_age_seconds.saturating_mul(1000)),
+        include_subdomains: hsts.include_subdomains,
+        preload: hsts.preload,
     }
 }
 
@@ -369,6 +434,7 @@ fn write_port(port: &instance::Port) -> authored::Port {
         port: port.port,
         protocol: match port.protocol {
             instance::Protocol::Http => authored::Protocol::Http,
+            instance::Protocol::H2c => authored::Protocol::H2c,
             instance::Protocol::Tcp => authored::Protocol::Tcp,
         },
         proxy_protocol: port.proxy_protocol.map(|proxy| match proxy {

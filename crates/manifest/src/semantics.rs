@@ -14,6 +14,7 @@ use crate::diagnostic::{Code, Finding, Path, Severity, Sink, Step, shown_key};
 use crate::formats::shown;
 use crate::structure::Checked;
 use crate::suggest;
+use crate::units;
 
 /// Names of variables that are the platform's own start so.
 const RESERVED_PREFIX: &str = "PLATFORM_";
@@ -166,7 +167,9 @@ impl<'a> Rules<'a, '_> {
             let Some(check) = check else { continue };
             if let Some(port) = check.port {
                 let at = join(&path, [key(table), key("port")]);
-                self.port_exists(name, process, port, at);
+                if self.port_exists(name, process, port, at.clone()) {
+                    self.probe_of_h2c(process, check, port, at);
+                }
             }
             if let Some(headers) = &check.headers {
                 self.headers(headers, &join(&path, [key(table), key("headers")]));
@@ -367,6 +370,28 @@ impl<'a> Rules<'a, '_> {
         false
     }
 
+    /// Nodes ask by HTTP/1.1.
+    fn probe_of_h2c(
+        &mut self,
+        process: &authored::Process,
+        check: &authored::HealthCheck,
+        port: u16,
+        at: Path,
+    ) {
+        let mut ports = process.ports.iter();
+        let is_h2c = |known: &authored::Port| {
+            known.port == port && known.protocol == authored::Protocol::H2c
+        };
+        if check.kind == authored::ProbeKind::Http && ports.any(is_h2c) {
+            self.warn(
+                Code::ProbeProtocol,
+                at,
+                format!("port {port} is `h2c`, and the check asks by HTTP/1.1"),
+                "write `type = \"tcp\"`, unless the app speaks HTTP/1.1 there, too".to_owned(),
+            );
+        }
+    }
+
     /// Headers of a probe, which is a request like any other.
     fn headers(
         &mut self,
@@ -537,6 +562,17 @@ impl<'a> Rules<'a, '_> {
 
     fn route(&mut self, host: &str, route: &authored::Route) {
         let path = vec![key("routes"), key(host)];
+        let [at_rate, at_burst] = ["rate_limit", "burst"].map(|name| join(&path, [key(name)]));
+        if let Some(burst) = route.burst.filter(|_| route.rate_limit.is_none())
+            && !self.tainted(&at_rate)
+        {
+            self.refuse(
+                Code::Conflict,
+                at_burst,
+                "missing key `rate_limit`, which `burst` needs".to_owned(),
+                format!("add it, such as `rate_limit = {burst}`, or remove `burst`"),
+            );
+        }
         let name = route.process.0.as_str();
         let target = [key("processes"), key(name)];
         let Some(process) = self.target(&path, &route.process, route.port) else {
@@ -552,9 +588,10 @@ impl<'a> Rules<'a, '_> {
                     "port {} of process `{name}` is `tcp`, which has no host names",
                     route.port
                 ),
-                "give the port `protocol = \"http\"`, or lead a port of edges to it: `[[tcp_routes]]`".to_owned(),
+                "give the port `protocol = \"http\"` or `\"h2c\"`, or lead a port of edges to it: `[[tcp_routes]]`".to_owned(),
             );
         }
+        self.hsts(&path, route);
         if process.healthcheck.is_none() && !self.tainted(&join(&target, [key("healthcheck")])) {
             self.warn(
                 Code::NoHealthcheck,
@@ -573,6 +610,31 @@ impl<'a> Rules<'a, '_> {
     }
 }
 
+impl Rules<'_, '_> {
+    /// What the lists that browsers have built in ask for (hstspreload.org).
+    fn hsts(&mut self, route_path: &[Step], route: &authored::Route) {
+        let Some(hsts) = route.hsts.as_ref().filter(|hsts| hsts.preload) else {
+            return;
+        };
+        let at_hsts = join(route_path, [key("hsts")]);
+        if self.tainted(&at_hsts) || self.tainted(&join(&at_hsts, [key("max_age")])) {
+            return;
+        }
+        let remembered = units::parse_duration(&hsts.max_age.0).unwrap_or_default();
+        if remembered >= YEAR_MS && hsts.include_subdomains {
+            return;
+        }
+        self.refuse(
+            Code::Conflict,
+            join(&at_hsts, [key("preload")]),
+            "`preload` goes with a `max_age` of a year or more and `include_subdomains = true` only".to_owned(),
+            "write `hsts = { max_age = \"8760h\", include_subdomains = true, preload = true }`, or leave `preload` out".to_owned(),
+        );
+    }
+}
+
+/// A year, in milliseconds.
+const YEAR_MS: u64 = 365 * 24 * 3_600_000;
 /// How many names a hint lists.
 const LISTED: usize = 10;
 

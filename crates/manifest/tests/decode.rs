@@ -5,6 +5,7 @@ mod support;
 
 use expect_test::expect;
 use manifest::{Manifest, normalize};
+use model::PlainHttp;
 use support::{check, check_lines};
 
 /// The manifest of the design, one key a line.
@@ -123,6 +124,15 @@ fn the_whole_manifest() {
                         "web",
                     ),
                     port: 8080,
+                    settings: RouteSettings {
+                        sticky: false,
+                        idle_timeout_ms: None,
+                        max_requests: None,
+                        hard_limit: None,
+                        rate_limit: None,
+                        http: None,
+                        hsts: None,
+                    },
                 },
             },
         }
@@ -141,6 +151,37 @@ fn the_smallest_manifest() {
     );
     let decoded = Manifest::from_toml("platform.toml", text).unwrap();
     expect![[r#"{"app":"shop","env":{},"processes":{"web":{"deploy":{"auto_revert":true,"max_surge":1,"max_unavailable":0,"min_healthy":"10s","strategy":"rolling"},"egress":"all","env":{},"ports":[],"resources":{"cpu":0.25,"memory":"256MiB","scratch":"1GiB"},"restart":{"max_retries":10,"policy":"always"},"scaling":{"max":1,"min":1},"secrets":[],"stop":{"timeout":"10s"},"volumes":[]}},"routes":{}}"#]].assert_eq(&normalize(&decoded.manifest));
+}
+
+#[test]
+fn each_route_says_what_becomes_of_plain_http() {
+    let text = "app = 'shop'\n[processes.web]\nports = [{ port = 80 }]\n[routes]\na = { port = 80 }\nb = { port = 80, http = 'serve' }\n\
+                c = { port = 80, http = 'redirect', hsts = { max_age = '8760h', include_subdomains = true, preload = true } }";
+    let decoded = Manifest::from_toml("platform.toml", text).unwrap();
+    let settings = |host: &str| &decoded.manifest.routes[host].settings;
+    assert!(settings("a").is_default());
+    assert_eq!(settings("b").http, Some(PlainHttp::Serve));
+    let hsts = settings("c").hsts.unwrap();
+    assert_eq!(
+        (hsts.max_age_seconds, hsts.include_subdomains, hsts.preload),
+        (31_536_000, true, true)
+    );
+    // What is normalized means the same.
+    let again = manifest::fmt("platform.toml", text).unwrap();
+    let again = Manifest::from_toml("platform.toml", &again).unwrap();
+    assert_eq!(again.manifest, decoded.manifest);
+    let canonical = normalize(&decoded.manifest);
+    let again = Manifest::from_toml("platform.toml", text).unwrap();
+    assert_eq!(normalize(&again.manifest), canonical);
+    assert!(canonical.contains(r#""http":"serve""#), "{canonical}");
+    // A release of before the keys.
+    let mut stored = serde_json::to_value(&decoded.manifest).unwrap();
+    stored["routes"]["b"]
+        .as_object_mut()
+        .unwrap()
+        .remove("settings");
+    let before: Manifest = serde_json::from_value(stored).unwrap();
+    assert!(before.routes["b"].settings.is_default());
 }
 
 #[test]
@@ -723,6 +764,17 @@ fn meaning() {
             "#]],
         ),
         (
+            "[routes]\na = { port = 80, sticky = 'yes', idle_timeout = '100ms', max_requests = 0, hard_limit = 9000, burst = 5 }\nb = { port = 80, rate_limit = 'x', burst = 5 }\n[[processes.web.ports]]\nport = 80\n[processes.web.healthcheck]\ntype = 'tcp'\nport = 80",
+            expect![[r#"
+                wrong_type 3:27 routes.a.sticky: expected a boolean, found a string [write `true` or `false`]
+                out_of_range 3:49 routes.a.idle_timeout: `100ms` is out of range [write a value from "1s" to "1h"]
+                out_of_range 3:73 routes.a.max_requests: `0` is out of range [write a value from 1 to 5000]
+                out_of_range 3:89 routes.a.hard_limit: `9000` is out of range [write a value from 1 to 5000]
+                conflict 3:103 routes.a.burst: missing key `rate_limit`, which `burst` needs [add it, such as `rate_limit = 5`, or remove `burst`]
+                wrong_type 4:31 routes.b.rate_limit: expected an integer, found a string [such as 10]
+            "#]],
+        ),
+        (
             "[[tcp_routes]]\nlisten = 30080\nport = 80\n[[tcp_routes]]\nlisten = 25\nport = 80\n[[processes.web.ports]]\nport = 80\nprotocol = 'tcp'",
             expect![[r#"
                 port_of_edges 6:10 tcp_routes[1].listen: edges listen at port 25 only where their operators allow it [take one of 30000 to 32767, or run each edge with `--tcp-ports 30000-32767,25`]
@@ -740,7 +792,33 @@ fn meaning() {
         (
             "[routes]\na = { port = 80 }\n[processes.web]\nports = [{ port = 80, protocol = 'tcp' }]",
             expect![[r#"
-                not_http 3:14 routes.a.port: port 80 of process `web` is `tcp`, which has no host names [give the port `protocol = "http"`, or lead a port of edges to it: `[[tcp_routes]]`]
+                not_http 3:14 routes.a.port: port 80 of process `web` is `tcp`, which has no host names [give the port `protocol = "http"` or `"h2c"`, or lead a port of edges to it: `[[tcp_routes]]`]
+            "#]],
+        ),
+        (
+            "[processes.web]\nports = [{ port = 80, protocol = 'h2c', proxy_protocol = 'v2' }]",
+            expect![[r#"
+                not_with_this 3:41 processes.web.ports[0].proxy_protocol: `proxy_protocol` does not go with `protocol = "h2c"` [remove it, or write `protocol = "http"` or `protocol = "tcp"`]
+            "#]],
+        ),
+        (
+            "[routes]\na = { port = 80 }\n[processes.web]\nports = [{ port = 80, protocol = 'h2c' }]\nhealthcheck = { type = 'http', port = 80 }",
+            expect![[r#"
+                probe_protocol 6:39 processes.web.healthcheck.port: port 80 is `h2c`, and the check asks by HTTP/1.1 [write `type = "tcp"`, unless the app speaks HTTP/1.1 there, too]
+            "#]],
+        ),
+        (
+            "[routes]\na = { port = 80, http = 'block', hsts = { preload = true } }",
+            expect![[r#"
+                unknown_port 3:14 routes.a.port: process `web` has no port 80 [add it: `[[processes.web.ports]]` with `port = 80`]
+                not_allowed 3:25 routes.a.http: `block` is not allowed here [allowed: "redirect", "serve"]
+                missing_key 3:41 routes.a.hsts.max_age: missing key `max_age` [add it, such as `max_age = "8760h"`]
+            "#]],
+        ),
+        (
+            "[routes]\na = { port = 80, hsts = { max_age = '720h', preload = true } }\n[[processes.web.ports]]\nport = 80\n[processes.web.healthcheck]\ntype = 'tcp'\nport = 80",
+            expect![[r#"
+                conflict 3:55 routes.a.hsts.preload: `preload` goes with a `max_age` of a year or more and `include_subdomains = true` only [write `hsts = { max_age = "8760h", include_subdomains = true, preload = true }`, or leave `preload` out]
             "#]],
         ),
         (

@@ -72,7 +72,7 @@ fn pieces_of_a_manifest() {
 }
 
 /// Whole lines, parts of lines, and what has no place in either.
-const PIECES: [&str; 110] = [
+const PIECES: [&str; 118] = [
     "app = \"shop\"\n",
     "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
     "[env]\n",
@@ -91,6 +91,14 @@ const PIECES: [&str; 110] = [
     "[[processes.web.ports]]\n",
     "[[processes.web.volumes]]\n",
     "[routes]\n",
+    "sticky = true\n",
+    "idle_timeout = \"75s\"\n",
+    "max_requests = 200\n",
+    "hard_limit = 25\n",
+    "rate_limit = 10\n",
+    "burst = 20\n",
+    "http = \"serve\"\n",
+    "hsts = { max_age = \"720h\", preload = true }\n",
     "[processes]\n",
     "command = [\"/srv/shop\", 'serve']\n",
     "command = [ # why\n  \"/srv/shop\", # program\n]\n",

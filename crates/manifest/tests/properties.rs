@@ -57,6 +57,9 @@ fn headers() -> impl Strategy<Value = String> {
         "[env]\nX = \"1\" # one\nA = '2'",
         "[routes]\n\"shop.example.com\" = { port = 8080, process = \"web\" }",
         "[routes.\"b.example.com\"]\nport = 8080",
+        "[routes.\"c.example.com\"]\nport = 8080\nsticky = true\nidle_timeout = '2m'\nmax_requests = 9\nhard_limit = 3\nrate_limit = 10\nburst = 20",
+        "[[tcp_routes]]\nlisten = 30432\nport = 8080\nsticky = true",
+        "[routes.\"c.example.com\"]\nport = 8080\nhttp = \"redirect\"\nhsts = { max_age = \"8760h\" }",
     ])
     .prop_map(str::to_owned)
 }

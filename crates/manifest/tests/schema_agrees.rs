@@ -130,6 +130,7 @@ fn decoder_accepts(value: &Value) -> bool {
                 | Code::UnknownProcess
                 | Code::UnknownPort
                 | Code::NotHttp
+                | Code::Conflict
                 | Code::MinAboveMax
                 | Code::NoProgress
         )

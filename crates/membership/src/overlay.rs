@@ -25,6 +25,9 @@ const ANYWHERE_V6: SocketAddr = SocketAddr::new(
     443,
 );
 
+/// Addresses of servers that are remembered.
+const MAX_SERVERS: usize = 256;
+
 /// A WireGuard private key, base64. It is in no log and in no file of the overlay's state.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct WireguardPrivateKey(Option<String>);
@@ -63,6 +66,9 @@ pub struct OverlayState {
     /// Its peers.
     #[serde(default)]
     pub peers: BTreeMap<NodeId, Peer>,
+    /// Where servers answer, as they said: at most [`MAX_SERVERS`], the newest ones.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub servers: BTreeSet<SocketAddr>,
     /// The numbers of all edges, peers or not: they reach every instance.
     #[serde(default)]
     pub edges: BTreeSet<NodeId>,
@@ -95,6 +101,7 @@ impl OverlayState {
             private_networks: PrivateNetworks::default(),
             is_hub: false,
             peers: BTreeMap::new(),
+            servers: BTreeSet::new(),
             edges: BTreeSet::new(),
             private_key: WireguardPrivateKey(membership.wireguard_private_key.clone()),
             revision: 0,
@@ -160,6 +167,12 @@ impl OverlayState {
             }
             self.peers.extend(changes.peers);
         }
+        // Each server says its own, and any of them answers.
+        if self.servers.len() + changes.servers.len() > MAX_SERVERS {
+            self.servers.clear();
+        }
+        self.servers
+            .extend(changes.servers.into_iter().take(MAX_SERVERS));
         if let Some(edges) = changes.edges {
             self.edges = edges;
         }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +16,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::readiness::Readiness;
 
-/// Connections at a time: some scrapers, a load balancer, somebody with curl. Others wait.
+/// Connections at a time: some scrapers, a load balancer, somebody with curl. One more ends the oldest of the address that has most: nobody keeps the others out.
 const MAX_CONNECTIONS: usize = 32;
 
 /// A connection is closed after this time, whatever happens on it; scrapers connect again.
@@ -67,37 +66,50 @@ async fn serve(
     readiness: Readiness,
     shutdown: CancellationToken,
 ) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let told = Arc::new((registry, readiness));
+    // The oldest first.
+    let mut open: Vec<(IpAddr, CancellationToken)> = Vec::new();
     loop {
-        let accepted = async {
-            let place = Arc::clone(&room).acquire_owned().await.ok()?;
-            Some((listener.accept().await, place))
-        };
         let accepted = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            accepted = accepted => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            None => return,
-            Some((Ok((stream, _)), place)) => {
-                let (told, shutdown) = (Arc::clone(&told), shutdown.clone());
+            Ok((stream, from)) => {
+                open.retain(|(_, end)| !end.is_cancelled());
+                while open.len() >= MAX_CONNECTIONS {
+                    let (_, oldest) = open.remove(to_end(&open));
+                    oldest.cancel();
+                }
+                let end = shutdown.child_token();
+                open.push((from.ip().to_canonical(), end.clone()));
+                let told = Arc::clone(&told);
                 tokio::spawn(async move {
                     tokio::select! {
                         () = serve_one(stream, told) => {}
                         () = tokio::time::sleep(MAX_CONNECTION_TIME) => {}
-                        () = shutdown.cancelled() => {}
+                        () = end.cancelled() => {}
                     }
-                    drop(place);
+                    end.cancel();
                 });
             }
-            Some((Err(error), _)) => {
+            Err(error) => {
                 tracing::warn!(%error, "could not accept a connection of the metrics");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// Which of these connections is ended for one more: the oldest of the address that has most of them.
+fn to_end(open: &[(IpAddr, CancellationToken)]) -> usize {
+    let of = |address: &IpAddr| open.iter().filter(|(of, _)| of == address).count();
+    let most = open.iter().map(|(address, _)| of(address)).max();
+    let oldest = open
+        .iter()
+        .position(|(address, _)| Some(of(address)) == most);
+    oldest.unwrap_or_default()
 }
 
 async fn serve_one(stream: TcpStream, told: Arc<(Registry, Readiness)>) {
@@ -167,4 +179,52 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<B
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[test]
+    fn the_oldest_of_whoever_has_most_ends() {
+        let open = |addresses: &[u8]| {
+            let open = addresses.iter().map(|last| {
+                let address = IpAddr::from([192, 0, 2, *last]);
+                (address, CancellationToken::new())
+            });
+            open.collect::<Vec<_>>()
+        };
+        assert_eq!(to_end(&open(&[1, 2, 2])), 1);
+        assert_eq!(to_end(&open(&[1, 2])), 0);
+        assert_eq!(to_end(&open(&[3, 1, 2, 1, 1, 2])), 1);
+    }
+
+    #[tokio::test]
+    async fn case_idle_connections_keep_nobody_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let serving = serve(
+            listener,
+            Registry::default(),
+            Readiness::default(),
+            shutdown.clone(),
+        );
+        tokio::spawn(serving);
+        let mut idle = Vec::new();
+        for _ in 0..3 * MAX_CONNECTIONS {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        asking.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        asking.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        shutdown.cancel();
+    }
 }

@@ -194,6 +194,9 @@ impl std::fmt::Display for PinnedImage {
 pub enum Protocol {
     /// HTTP/1.1, routed by host name.
     Http,
+    /// HTTP/2 in clear text with prior knowledge (RFC 9113, 3.3), gRPC above all, routed by host name. Of no concern to nodes: specs of
+    /// instances have [`Self::Http`] in its place.
+    H2c,
     /// Bytes.
     Tcp,
 }

@@ -11,6 +11,7 @@ pub mod image;
 pub mod instance;
 pub mod public_key;
 pub mod route_name;
+pub mod route_settings;
 
 pub use ids::{
     AppName, BundleName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, Incarnation,
@@ -18,3 +19,4 @@ pub use ids::{
     ReleaseNumber, Term, Timestamp, UserName, VolumeId,
 };
 pub use public_key::PublicKey;
+pub use route_settings::{Hsts, PlainHttp, RateLimit, RouteSettings};

@@ -102,6 +102,7 @@ pub(crate) async fn run(
     network
         .set_private_networks(&overlay.private_networks)
         .await?;
+    network.set_told_servers(&overlay.servers).await?;
     let (mtu_sender, mtu) = watch::channel(overlay.mtu);
     let registry = Registry::new(RegistryOptions {
         insecure: options.insecure_registries.clone(),

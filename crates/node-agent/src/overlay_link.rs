@@ -72,7 +72,8 @@ impl Attachment for NodeAttachment {
             let access = access(&self.names, self.node, state);
             self.network.apply_overlay(&access).await?;
             let private = &state.private_networks;
-            self.network.set_private_networks(private).await
+            self.network.set_private_networks(private).await?;
+            self.network.set_told_servers(&state.servers).await
         }
         .boxed()
     }

@@ -26,6 +26,8 @@ pub(crate) struct HostNetwork {
     pub(crate) private: PrivateNetworks,
     /// Where the servers answer. Instances do not reach the control plane.
     pub(crate) servers: BTreeSet<SocketAddrV4>,
+    /// The same, as the servers themselves said it.
+    pub(crate) told_servers: BTreeSet<SocketAddrV4>,
     /// The machine's own addresses, broadcast addresses of its networks among them. Instances are kept from
     /// them: a connection of `slirp4netns` comes from the machine itself, so its firewall does not apply.
     pub(crate) own: BTreeSet<Block>,

@@ -284,6 +284,7 @@ impl Network {
         let host = HostNetwork {
             private: loaded.host.private.clone(),
             servers: loaded.host.servers.clone(),
+            told_servers: loaded.host.told_servers.clone(),
             ..host
         };
         if host != loaded.host {

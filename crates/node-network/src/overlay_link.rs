@@ -1,7 +1,7 @@
 //! The node's end of the overlay: addresses and routes of the link by which other members are reached, and what follows them.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 
 use guest_protocol::RESOLVER;
 use overlay::private_networks::PrivateNetworks;
@@ -123,6 +123,23 @@ impl Network {
     pub async fn set_servers(&self, servers: &BTreeSet<SocketAddrV4>) -> Result<(), NetworkError> {
         self.change_host(|host| host.servers.clone_from(servers))
             .await
+    }
+
+    /// The same by what the servers themselves said, beside those of [`Self::set_servers`]: addresses of their machines that no URL names.
+    ///
+    /// # Errors
+    /// A refusal of `nft`; the rules are then as before.
+    pub async fn set_told_servers(
+        &self,
+        servers: &BTreeSet<SocketAddr>,
+    ) -> Result<(), NetworkError> {
+        let servers = servers.iter().filter_map(|server| match server {
+            SocketAddr::V4(server) => Some(*server),
+            // Instances have no egress by IPv6.
+            SocketAddr::V6(_) => None,
+        });
+        let servers = servers.collect();
+        self.change_host(|host| host.told_servers = servers).await
     }
 
     /// Changes what the rules have of the machine's surroundings. Rules that this agent did not load yet are loaded with the instances.

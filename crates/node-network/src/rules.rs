@@ -157,7 +157,8 @@ pub(crate) fn host_change(host: &HostNetwork) -> String {
     let resolver = host.resolver.map(|_| RESOLVER.to_string());
     let private: Vec<String> = host.private.0.iter().map(ToString::to_string).collect();
     // Where a server shares its address with an edge, the edge's ports stay open.
-    let servers = (host.servers.iter()).filter(|server| !PUBLIC_PORTS.contains(&server.port()));
+    let servers = host.servers.union(&host.told_servers);
+    let servers = servers.filter(|server| !PUBLIC_PORTS.contains(&server.port()));
     let servers: Vec<String> = servers
         .map(|server| format!("{} . {}", server.ip(), server.port()))
         .collect();

@@ -689,7 +689,15 @@ fn an_instance_reaches_what_its_egress_policy_names() {
             assert!(!reaches(DATABASE, 8080) && reaches(FAR, 8080));
             restarted.ensure_egress().await.unwrap();
             assert!(!reaches(DATABASE, 8080));
+            // By what the servers say themselves, too.
             restarted.set_servers(&server(7400)).await.unwrap();
+            assert!(reaches(DATABASE, 8080));
+            let told = [SocketAddr::from((DATABASE, 8080))].into();
+            restarted.set_told_servers(&told).await.unwrap();
+            assert!(!reaches(DATABASE, 8080) && reaches(FAR, 8080));
+            restarted.ensure_egress().await.unwrap();
+            assert!(!reaches(DATABASE, 8080));
+            restarted.set_told_servers(&[].into()).await.unwrap();
             assert!(reaches(DATABASE, 8080));
             Network::remove("test").await.unwrap();
         },

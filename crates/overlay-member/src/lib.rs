@@ -17,6 +17,7 @@ pub mod measure;
 mod place;
 pub mod probe;
 mod settings;
+mod source;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use wireguard::interface::{Interface, InterfaceError, Kind, MIN_MTU};
 
 use crate::place::Current;
 pub use crate::place::Place;
+pub use crate::source::Source;
 
 /// Everything is compared at least this often.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(10);

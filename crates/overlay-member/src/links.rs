@@ -17,6 +17,7 @@ use wireguard::settings::Key;
 use crate::RETRY_PAUSE;
 use crate::place::{Current, Place};
 use crate::probe::Prober;
+use crate::source::Source;
 
 /// How often the ages of handshakes are looked at. A link's first one is reported at once.
 const HANDSHAKE_INTERVAL: Duration = Duration::from_secs(3);
@@ -77,7 +78,7 @@ pub(crate) async fn watch_hubs(
     loop {
         let hubs = hubs(&state.borrow_and_update());
         if let Some((own, hubs)) = hubs {
-            match Prober::open(place.namespace.as_deref(), own).await {
+            match Prober::open(&Source::of(place, own)).await {
                 Ok(prober) => probe_hubs(&prober, &hubs, &mut state, report).await,
                 Err(error) => {
                     let error = error.to_string();

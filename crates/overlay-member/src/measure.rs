@@ -18,7 +18,6 @@ mod underlay;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -39,6 +38,7 @@ use wireguard::interface::{Interface, Kind, MIN_MTU};
 use wireguard::settings::{Key, Status};
 
 use crate::place::{Current, Place};
+use crate::source::Source;
 use echoes::{ANSWER_TIMEOUT, Ask, Echoer, Outcome};
 
 /// How long a peer may take to answer for the first time: WireGuard tries a handshake again after 5 s.
@@ -100,10 +100,10 @@ pub(crate) async fn answer_requests(
         let state = state.borrow().clone();
         serving.shutdown().await;
         // Edges let nothing begin from any member.
-        if let (Some(namespace), Some(own)) = (&place.namespace, state.number) {
+        if let (true, Some(own)) = (place.namespace.is_some(), state.number) {
             let own = probe_address(state.cluster_prefix, own);
             let within = Duration::from_millis(request.within_ms.min(MAX_MEASUREMENT_MS));
-            serving.spawn(serve(namespace.clone(), own, within));
+            serving.spawn(serve(Source::of(place, own), within));
         }
         let measured = measure(place, interface.as_deref(), &state, &request)
             .boxed()
@@ -129,8 +129,8 @@ async fn interface_soon(current: &Current) -> Option<Arc<Interface>> {
 }
 
 /// Sends back what members send to this node, for so long.
-pub async fn serve(namespace: PathBuf, own: Ipv6Addr, within: Duration) {
-    if let Ok(Err(error)) = tokio::time::timeout(within, segments::serve(namespace, own)).await {
+pub async fn serve(source: Source, within: Duration) {
+    if let Ok(Err(error)) = tokio::time::timeout(within, segments::serve(source)).await {
         tracing::warn!(%error, "what other members send is not sent back: they cannot see whether it arrives");
     }
 }
@@ -253,8 +253,8 @@ async fn in_the_tunnel(
     let mut links: BTreeMap<NodeId, LinkMeasurement> = (peers.iter())
         .map(|peer| (peer.number, LinkMeasurement::default()))
         .collect();
-    let namespace = place.namespace.as_deref();
-    let mut echoer = Echoer::open(namespace, own_probe).await?;
+    let source = Source::of(place, own_probe);
+    let mut echoer = Echoer::open(&source).await?;
 
     // Until each has answered once, or had time for two handshakes: a first packet may wait for one.
     let first_until = until.min(Instant::now() + FIRST_ANSWER_TIMEOUT);
@@ -307,7 +307,7 @@ async fn in_the_tunnel(
     }
 
     // Each pair once: the node with the higher number asks. Edges answer nobody, and ask every node.
-    let is_edge = namespace.is_none();
+    let is_edge = place.namespace.is_none();
     // Where packets of the whole size are lost it is known that segments are.
     let is_whole = |peer: &Peer| links[&peer.number].mtu == Some(state.mtu);
     let asks = |peer: &Peer| {
@@ -317,9 +317,9 @@ async fn in_the_tunnel(
     let until = until.min(Instant::now() + SEGMENTS_TIMEOUT);
     let found: Vec<(NodeId, Option<Segments>)> = stream::iter(asked)
         .map(|peer| {
-            let namespace = place.namespace.clone();
+            let source = source.clone();
             let asking = async move {
-                let found = segments::ask(namespace.as_deref(), own_probe, peer.probe, until).await;
+                let found = segments::ask(&source, peer.probe, until).await;
                 (peer.number, found)
             };
             asking.boxed()
@@ -529,7 +529,12 @@ async fn relayed(
     if others.is_empty() {
         return found;
     }
-    let mut echoer = match Echoer::open(None, node_address(state.cluster_prefix, own)).await {
+    let source = Source {
+        namespace: None,
+        link: None,
+        address: node_address(state.cluster_prefix, own),
+    };
+    let mut echoer = match Echoer::open(&source).await {
         Ok(echoer) => echoer,
         Err(error) => {
             tracing::warn!(%error, "cannot reach members by way of hubs");

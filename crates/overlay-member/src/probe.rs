@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::source::Source;
 
 /// Types of ICMPv6.
 const ECHO_REQUEST: u8 = 128;
@@ -25,16 +26,12 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Sends from this address, which is an own one in this network namespace (absent: the caller's). Needs CAP_NET_RAW.
+    /// Sends from there. Needs CAP_NET_RAW.
     ///
     /// # Errors
-    /// There is no such namespace or address, or no right to such a socket.
-    pub async fn open(namespace: Option<&Path>, own: Ipv6Addr) -> io::Result<Self> {
-        let namespace = namespace.map(Path::to_owned);
-        let socket = match namespace {
-            None => open_here(own)?,
-            Some(namespace) => within(namespace, move || open_here(own)).await?,
-        };
+    /// There is no such namespace, link or address, or no right to such a socket.
+    pub async fn open(source: &Source) -> io::Result<Self> {
+        let socket = source.icmp(|_| Ok(())).await?;
         let mut identifier = [0; 2];
         rustix::rand::getrandom(&mut identifier[..], rustix::rand::GetRandomFlags::empty())?;
         Ok(Self {
@@ -81,19 +78,6 @@ impl Prober {
             }
         }
     }
-}
-
-fn open_here(own: Ipv6Addr) -> io::Result<UdpSocket> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(
-        AddressFamily::INET6,
-        SocketType::RAW,
-        flags,
-        Some(ipproto::ICMPV6),
-    )?;
-    bind(&socket, &SocketAddrV6::new(own, 0, 0, 0))?;
-    // It is none of UDP, and is sent to and received from all the same.
-    Ok(UdpSocket::from(socket))
 }
 
 /// Does something in a network namespace, on a thread that ends with it.

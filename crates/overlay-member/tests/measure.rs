@@ -14,7 +14,7 @@ use identity::WireguardKey;
 use membership::OverlayState;
 use model::NodeId;
 use node_network::{Network, NetworkSettings, OVERLAY_LINK, OverlayAccess};
-use overlay_member::{Place, measure};
+use overlay_member::{Place, Source, measure};
 use test_namespaces::{agent, isolated_command, shell};
 use tokio::sync::Barrier;
 use wireguard::interface::{Interface, InterfaceOptions};
@@ -233,11 +233,12 @@ impl Node {
         let place = self.place();
         let within = Duration::from_secs(30);
         let own = overlay::address_plan::probe_address(PREFIX, NodeId(self.number));
-        let serving = tokio::spawn(measure::serve(
-            place.namespace.clone().unwrap(),
-            own,
-            within,
-        ));
+        let source = Source {
+            namespace: place.namespace.clone(),
+            link: Some(place.link.clone()),
+            address: own,
+        };
+        let serving = tokio::spawn(measure::serve(source, within));
         let request = MeasurementRequest {
             run: 7,
             peers: None,

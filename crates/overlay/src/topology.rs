@@ -26,6 +26,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use model::NodeId;
 use serde::{Deserialize, Serialize};
@@ -75,7 +76,7 @@ pub enum HubRole {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Member {
     /// The name of its region.
-    pub region: String,
+    pub region: Arc<str>,
     /// Whether it may be a hub.
     pub hub: HubRole,
     /// Whether it is an edge: no hub, and every node's peer.
@@ -124,9 +125,9 @@ pub type Peers = BTreeMap<NodeId, Vec<Route>>;
 pub struct Topology {
     mode: Mode,
     /// The region of each member.
-    members: BTreeMap<NodeId, String>,
+    members: BTreeMap<NodeId, Arc<str>>,
     /// The nodes of each region.
-    regions: BTreeMap<String, BTreeSet<NodeId>>,
+    regions: BTreeMap<Arc<str>, BTreeSet<NodeId>>,
     edges: BTreeSet<NodeId>,
     /// The hubs of each member that is none, its home first.
     hubs_of: BTreeMap<NodeId, Vec<NodeId>>,
@@ -202,7 +203,7 @@ impl Topology {
         &self,
         members: &BTreeMap<NodeId, Member>,
         may: impl Fn(&NodeId) -> bool,
-    ) -> BTreeMap<String, Vec<NodeId>> {
+    ) -> BTreeMap<Arc<str>, Vec<NodeId>> {
         let regions = self.regions.iter().filter_map(|(region, of_region)| {
             let count = if of_region.len() < LARGE_REGION {
                 HUBS

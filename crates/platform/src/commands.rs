@@ -1,5 +1,6 @@
 //! The commands, a module each: its arguments with their help, and what it does.
 
+mod acme;
 pub(crate) mod certificates;
 pub(crate) mod completions;
 pub(crate) mod deploy;
@@ -26,6 +27,7 @@ pub(crate) mod node;
 pub(crate) mod nodes;
 pub(crate) mod normalize;
 pub(crate) mod orgs;
+mod pem_file;
 pub(crate) mod plan;
 pub(crate) mod ps;
 pub(crate) mod registries;

@@ -37,8 +37,7 @@ pub(crate) struct ClusterArguments {
         long,
         value_name = "CONTEXT",
         env = "PLATFORM_CONTEXT",
-        hide_env_values = true,
-        conflicts_with = "config"
+        hide_env_values = true
     )]
     context: Option<ContextName>,
 }
@@ -56,10 +55,37 @@ impl ClusterArguments {
         })
     }
 
+    /// The file that is named, unless a context is. The command line counts before variables.
+    fn config_file(&self) -> Result<Option<PathBuf>, Failure> {
+        let Some(path) = self.config.as_ref().filter(|path| !path.is_empty()) else {
+            return Ok(None);
+        };
+        let is_variable = |name: &str, value: &std::ffi::OsStr| {
+            std::env::var_os(name).is_some_and(|variable| variable == value)
+        };
+        let Some(context) = &self.context else {
+            return Ok(Some(PathBuf::from(path)));
+        };
+        let by_variable = (
+            is_variable("PLATFORM_CONFIG", path),
+            is_variable("PLATFORM_CONTEXT", context.to_string().as_ref()),
+        );
+        match by_variable {
+            (true, false) => Ok(None),
+            (false, true) => Ok(Some(PathBuf::from(path))),
+            (true, true) => Err(Failure::new(
+                "$PLATFORM_CONFIG and $PLATFORM_CONTEXT are both set",
+            )
+            .hint("unset one of them, or name what is meant with --config or --context")),
+            (false, false) => Err(Failure::new("--config and --context are both given")
+                .hint("one of them says which cluster is meant")),
+        }
+    }
+
     /// The file with the configuration. A variable that is set to nothing counts as absent.
     fn path(&self) -> Result<PathBuf, Failure> {
-        if let Some(path) = self.config.as_ref().filter(|path| !path.is_empty()) {
-            return Ok(PathBuf::from(path));
+        if let Some(path) = self.config_file()? {
+            return Ok(path);
         }
         let contexts = Contexts::of_user();
         if let Some(contexts) = &contexts {

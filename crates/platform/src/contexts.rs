@@ -137,10 +137,7 @@ impl Contexts {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(failed(error, "remove", &file)),
         }
-        if self.current()?.as_ref() == Some(name) {
-            let current = self.current_file();
-            fs::remove_file(&current).map_err(|error| failed(error, "remove", &current))?;
-        }
+        // Where it was the one that is chosen, it stays that: commands would be for another cluster, which nobody chose.
         Ok(true)
     }
 }
@@ -199,7 +196,8 @@ mod tests {
         assert_eq!(mode(folder.path().join("platform/contexts")), 0o700);
         assert!(contexts.remove(&work).unwrap());
         assert!(!contexts.remove(&work).unwrap());
-        assert_eq!(contexts.current().unwrap(), None);
+        // Nobody chose another one.
+        assert_eq!(contexts.current().unwrap(), Some(work.clone()));
         fs::write(folder.path().join("platform/current-context"), "../x").unwrap();
         assert!(contexts.current().is_err());
     }

@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
+use edge_proxy::KeepPorts;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg_addr, socket_with,
@@ -19,8 +20,10 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 /// The descriptor of the first socket that systemd hands over (sd_listen_fds(3)).
 const FIRST: i32 = 3;
-/// Most sockets that are looked at.
-const MOST: i32 = 16;
+/// Most sockets that are looked at: as many as the unit of the edge may have kept.
+const MOST: i32 = 4096;
+/// What the names of the sockets of TCP routes begin with; the port follows.
+const PORT_PREFIX: &str = "tcp-";
 /// A listening socket of a role, by the name under which it is kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kept {
@@ -46,11 +49,7 @@ pub(crate) fn ready() {
 
 /// The socket that the process before this one had kept, if it listens on this address. Others are not kept any longer.
 pub(crate) fn kept_listener(kept: Kept, address: SocketAddr) -> Option<TcpListener> {
-    let number = |name| std::env::var(name).ok()?.parse::<i32>().ok();
-    if number("LISTEN_PID")? != getpid().as_raw_nonzero().get() {
-        return None;
-    }
-    let count = number("LISTEN_FDS")?.min(MOST);
+    let count = handed_over()?;
     let found = (FIRST..FIRST.saturating_add(count)).find_map(|number| {
         let listener = listener_at(number).ok()?;
         (listener.local_addr().ok()? == address).then_some(listener)
@@ -59,6 +58,46 @@ pub(crate) fn kept_listener(kept: Kept, address: SocketAddr) -> Option<TcpListen
         stop_keeping(kept);
     }
     found
+}
+
+/// The sockets of TCP routes that the process before this one had kept.
+pub(crate) fn kept_ports() -> Vec<TcpListener> {
+    let Some(count) = handed_over() else {
+        return Vec::new();
+    };
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let numbers = (FIRST..FIRST.saturating_add(count)).zip(names.split(':'));
+    let of_ports = numbers.filter(|(_, name)| name.starts_with(PORT_PREFIX));
+    of_ports
+        .filter_map(|(number, _)| listener_at(number).ok())
+        .collect()
+}
+
+/// Has systemd keep the sockets of TCP routes.
+#[derive(Debug)]
+pub(crate) struct Ports;
+
+impl KeepPorts for Ports {
+    fn keep(&self, listener: &tokio::net::TcpListener) {
+        if let Ok(address) = listener.local_addr() {
+            let message = format!("FDSTORE=1\nFDNAME={PORT_PREFIX}{}", address.port());
+            notify(&message, &[listener.as_fd()]);
+        }
+    }
+
+    fn stop_keeping(&self, address: SocketAddr) {
+        let message = format!("FDSTOREREMOVE=1\nFDNAME={PORT_PREFIX}{}", address.port());
+        notify(&message, &[]);
+    }
+}
+
+/// How many descriptors systemd handed over to this process.
+fn handed_over() -> Option<i32> {
+    let number = |name| std::env::var(name).ok()?.parse::<i32>().ok();
+    if number("LISTEN_PID")? != getpid().as_raw_nonzero().get() {
+        return None;
+    }
+    Some(number("LISTEN_FDS")?.min(MOST))
 }
 
 /// Has systemd keep that socket no longer.

@@ -66,6 +66,9 @@ pub(crate) struct KeptServerOptions {
     /// Where it tells metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) metrics_listen: Option<SocketAddr>,
+    /// The program for ACME's DNS-01.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) acme_dns_hook: Option<PathBuf>,
 }
 
 impl StateFormat for KeptServerOptions {
@@ -85,6 +88,7 @@ impl KeptOptions for KeptServerOptions {
             advertise: self.advertise.or(kept.advertise),
             registries: self.registries.or(kept.registries),
             metrics_listen: self.metrics_listen.or(kept.metrics_listen),
+            acme_dns_hook: self.acme_dns_hook.or(kept.acme_dns_hook),
         }
     }
 }
@@ -177,6 +181,9 @@ pub(crate) struct KeptEdgeOptions {
     /// Where it listens for HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) listen_tls: Option<SocketAddr>,
+    /// The port at which clients reach that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) https_port: Option<u16>,
     #[serde(default, skip_serializing_if = "KeptUnderlay::is_empty")]
     pub(crate) underlay: KeptUnderlay,
     /// Where it tells metrics.
@@ -188,6 +195,9 @@ pub(crate) struct KeptEdgeOptions {
     /// Where its access log goes; `-`: standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) access_log: Option<PathBuf>,
+    /// The folder of its error pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error_pages: Option<PathBuf>,
 }
 
 impl StateFormat for KeptEdgeOptions {
@@ -200,6 +210,7 @@ impl KeptOptions for KeptEdgeOptions {
             listen: self.listen.or(kept.listen),
             tcp_ports: self.tcp_ports.or(kept.tcp_ports),
             listen_tls: self.listen_tls.or(kept.listen_tls),
+            https_port: self.https_port.or(kept.https_port),
             underlay: self.underlay.or(kept.underlay),
             metrics_listen: self.metrics_listen.or(kept.metrics_listen),
             trusted_proxies: if self.trusted_proxies.is_empty() {
@@ -208,6 +219,7 @@ impl KeptOptions for KeptEdgeOptions {
                 self.trusted_proxies
             },
             access_log: self.access_log.or(kept.access_log),
+            error_pages: self.error_pages.or(kept.error_pages),
         }
     }
 }

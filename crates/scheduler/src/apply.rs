@@ -333,16 +333,17 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             content,
         } => {
             not_frozen(cluster, env)?;
-            if cluster.secret_version(env, bundle).checked_add(1) != Some(*version) {
+            if cluster.next_secret_version(env, bundle) != Some(*version) {
                 return Err(Refused::SecretVersion {
                     env: env.clone(),
                     bundle: bundle.clone(),
                     version: *version,
                 });
             }
+            let before = cluster.secret_version(env, bundle);
             cluster.add_secret_version(env, bundle, *version);
             let key = (env.clone(), bundle.clone(), *version);
-            let before = version.checked_sub(1).filter(|before| *before > 0);
+            let before = Some(before).filter(|before| *before > 0);
             let before = before.map(|before| (bundle.clone(), before)).into_iter();
             Ok(Changes {
                 secrets: BTreeMap::from([(key, content.clone())]),

@@ -206,6 +206,22 @@ impl ClusterState {
         version.copied().unwrap_or(0)
     }
 
+    /// The next version of a secret bundle. A number is not given twice while a release has it: one that is gone back to has what it had, or nothing,
+    /// where the bundle was deleted and made anew meanwhile. `None`: the numbers are used up.
+    pub fn next_secret_version(&self, env: &EnvKey, bundle: &str) -> Option<u32> {
+        let releases = self.envs.get(env).into_iter();
+        let releases = releases.flat_map(|env| env.releases.values());
+        let named = releases.flat_map(|release| {
+            let kept = release.kept.values().map(|kept| &kept.secrets);
+            let all = std::iter::once(&release.secrets).chain(kept);
+            all.filter_map(|secrets| secrets.get(bundle).copied())
+        });
+        named
+            .chain([self.secret_version(env, bundle)])
+            .max()?
+            .checked_add(1)
+    }
+
     /// The first unreadable record of this env, if there is one. Such an env is frozen: nothing of it is planned or
     /// changed, because what the record says (which volumes an instance has, which release is wanted) is not known.
     pub fn frozen_by(&self, env: &EnvKey) -> Option<&UnreadableRecord> {
@@ -623,6 +639,9 @@ pub struct Release {
     /// What the caller named the call that made it ([`api::IDEMPOTENCY_KEY`]), so that the same call, made again, makes no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// A digest of the call that had the key, which tells it from another. Absent: a server of before did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_call: Option<String>,
 }
 
 impl Release {

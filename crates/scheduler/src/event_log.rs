@@ -2,20 +2,23 @@
 //!
 //! Events have the order in which they were decided. Of what one instance, node, edge or env does again and again (a crash loop, a probe
 //! that fails now and then) the first [`KEPT_APART`] events of a kind are kept; each later one takes the place of the one before it, and
-//! tells how many there were since when. So nothing that flaps drives the events of others out of the store.
+//! tells how many there were since when. So nothing that flaps drives the events of others out of the store. The same holds for what one user does, from the
+//! [`KEPT_OF_A_USER`]th of a kind on: nobody makes what others did be forgotten by doing very much.
 
 // ring: events are a part of the changes, and are numbered as they are added to them.
 
 use std::collections::BTreeSet;
 
-use api::event::{Event, EventKind};
-use model::{EdgeId, EnvKey, InstanceId, NodeId, Timestamp};
+use api::event::{Actor, Event, EventKind};
+use model::{EdgeId, EnvKey, InstanceId, NodeId, Timestamp, UserName};
 
 use crate::changes::Changes;
 use crate::table::Table;
 
 /// Events of one kind of one subject that are kept before they are folded.
 pub const KEPT_APART: u32 = 3;
+/// Events of one kind that one user caused that are kept before they are folded.
+pub const KEPT_OF_A_USER: u32 = 100;
 /// What has not happened for so long is not folded into what happened before, in milliseconds.
 pub const FOLD_WITHIN_MS: u64 = 60 * 60 * 1000;
 /// Events that are deleted with a batch at most, beside as many as the batch adds.
@@ -35,6 +38,7 @@ const FOLDED: &[EventKind] = &[
     EventKind::NodeChanged,
     EventKind::EdgeChanged,
     EventKind::EnvQuarantined,
+    EventKind::CertificateFailed,
 ];
 
 /// To whom it happens.
@@ -44,6 +48,18 @@ enum Subject {
     Node(NodeId),
     Edge(EdgeId),
     Env(EnvKey),
+    /// By whom.
+    User(UserName),
+}
+
+impl Subject {
+    /// Events of a kind that are kept before they are folded.
+    fn kept_apart(&self) -> u32 {
+        match self {
+            Self::User(_) => KEPT_OF_A_USER,
+            _ => KEPT_APART,
+        }
+    }
 }
 
 /// The same event of the same subject, so far.
@@ -118,9 +134,13 @@ impl EventLog {
                 && let Some(before) = self.folds.get(&key)
                 && event.at.millis_since(before.at) < FOLD_WITHIN_MS
             {
-                event.count = before.count.saturating_add(1);
-                event.since = Some(before.since);
-                if before.count > KEPT_APART {
+                let (count, kept) = (before.count.saturating_add(1), key.0.kept_apart());
+                // What a user did now and then is no repetition.
+                if count > kept || !matches!(key.0, Subject::User(_)) {
+                    event.count = count;
+                    event.since = Some(before.since);
+                }
+                if before.count > kept {
                     replace(
                         &mut changes.events,
                         &mut changes.replaced_events,
@@ -137,9 +157,15 @@ impl EventLog {
     pub(crate) fn note(&mut self, event: &Event) {
         self.last = self.last.max(event.number);
         if let Some(key) = fold_key(event) {
+            let before = self.folds.get(&key);
+            let before = before.filter(|before| event.at.millis_since(before.at) < FOLD_WITHIN_MS);
+            let (count, since) = match (&key.0, before) {
+                (Subject::User(_), Some(before)) => (before.count.saturating_add(1), before.since),
+                _ => (event.count, event.since.unwrap_or(event.at)),
+            };
             let fold = Fold {
-                count: event.count,
-                since: event.since.unwrap_or(event.at),
+                count,
+                since,
                 number: event.number,
                 at: event.at,
             };
@@ -183,7 +209,10 @@ fn env_of(event: &Event) -> Option<EnvKey> {
 
 fn fold_key(event: &Event) -> Option<(Subject, EventKind)> {
     if !FOLDED.contains(&event.kind) {
-        return None;
+        return match &event.by {
+            Actor::User(name) => Some((Subject::User(name.clone()), event.kind)),
+            _ => None,
+        };
     }
     let subject = match (event.instance, event.edge, event.node) {
         (Some(id), ..) => Subject::Instance(id),
@@ -198,7 +227,6 @@ fn fold_key(event: &Event) -> Option<(Subject, EventKind)> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use api::event::Actor;
     use proptest::prelude::*;
 
     use super::*;
@@ -253,6 +281,31 @@ mod tests {
         assert_eq!(changes.events[0].count, 1);
         assert!(changes.replaced_events.is_empty());
         assert_eq!(log.folds(), 0);
+    }
+
+    #[test]
+    fn case_a_user_who_does_very_much_makes_nothing_else_be_forgotten() {
+        let mut log = EventLog::default();
+        let mut stored = Vec::new();
+        let by = Actor::User("vie".parse().unwrap());
+        for round in 0..5_000 {
+            let mut changes = Changes::default();
+            let made = |kind| Event::new(Timestamp(round * 10), by.clone(), kind, "a token");
+            let both = [EventKind::UserTokenCreated, EventKind::UserTokenRevoked];
+            log.add(both.map(made).into(), &mut changes);
+            store(&mut stored, &changes);
+        }
+        let kept = usize::try_from(KEPT_OF_A_USER).unwrap();
+        assert_eq!(stored.len(), 2 * (kept + 1));
+        let apart = stored.iter().filter(|event| event.count == 1).count();
+        assert_eq!(apart, 2 * kept);
+        assert!(
+            stored
+                .iter()
+                .rev()
+                .take(2)
+                .all(|event| event.count == 5_000)
+        );
     }
 
     #[test]

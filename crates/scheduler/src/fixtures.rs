@@ -240,6 +240,7 @@ pub fn manifest(processes: &[(&str, Process)]) -> Manifest {
                 let target = RouteTarget {
                     process: name(text),
                     port: process.ports[0].port,
+                    settings: model::RouteSettings::default(),
                 };
                 (format!("{text}.example.com"), target)
             })
@@ -264,6 +265,7 @@ pub fn release(manifest: Manifest) -> Release {
         image: None,
         rollback_to: None,
         idempotency_key: None,
+        idempotency_call: None,
     }
 }
 

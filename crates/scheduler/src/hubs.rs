@@ -238,7 +238,7 @@ mod tests {
 
     fn topology(count: u16, faults: &HubFaults) -> Topology {
         let member = Member {
-            region: "r".to_owned(),
+            region: "r".into(),
             ..Member::default()
         };
         let members = (1..=count).map(|id| (NodeId(id), member.clone()));
@@ -345,7 +345,7 @@ mod tests {
     impl Cluster {
         fn new(count: u16, large: bool) -> Self {
             let member = |id: u16| Member {
-                region: "r".to_owned(),
+                region: "r".into(),
                 hub: if id <= 3 {
                     HubRole::Preferred
                 } else {

@@ -27,6 +27,7 @@
 //! - [`directory`]: which instances a node knows of.
 //! - [`routes`]: where hosts lead. [`host_claims`]: which envs claim them.
 //! - [`access`]: who may do what: orgs, users, tokens.
+//! - [`acme`]: which hosts need a certificate by ACME, and when.
 //! - [`enrollment`]: which machines may join, under which name and number. [`membership`]: who is a member, by which key. [`underlay`]: how it is
 //!   reached. [`peers`]: what each member is told of the others. [`hubs`]: which hubs
 //!   are dead. [`doctor`]: what members measure of their links, and what that means.
@@ -43,6 +44,7 @@
 )]
 
 pub mod access;
+pub mod acme;
 pub mod action;
 pub mod apply;
 pub mod changes;

@@ -83,15 +83,19 @@ pub struct PeerIndex {
     of_itself: Table<Member, OfItself>,
     /// When what goes from a member to a peer last changed, or when the peer ceased to be one.
     links: Table<(NodeId, NodeId), u64>,
-    /// The links before this are forgotten.
+    /// The members that ceased to be everybody's peer in a mesh, by when.
+    gone: Table<(u64, NodeId), ()>,
+    /// The links before this are forgotten, and who was gone.
     links_begin: u64,
     /// When everything that a member is told changed.
     anew: Table<NodeId, u64>,
     /// The numbers of all edges, and when they last changed.
     edges: Arc<BTreeSet<NodeId>>,
     edges_changed: u64,
-    /// When anything changed that a member is told.
+    /// When anything changed that a member is told, and not everybody.
     concerned: Table<Member, u64>,
+    /// When anything changed that everybody is told who has a place.
+    all_concerned: u64,
 }
 
 impl PeerIndex {
@@ -112,7 +116,14 @@ impl PeerIndex {
 
     /// When anything last changed that this member is told; 0: never.
     pub fn concerned_at(&self, member: Member) -> u64 {
-        self.concerned.get(&member).copied().unwrap_or(0)
+        let own = self.concerned.get(&member).copied().unwrap_or(0);
+        let number = self.of_itself.get(&member).and_then(|known| known.number);
+        let has_place = number.is_some_and(|number| self.member_of(number) == Some(member));
+        if has_place {
+            own.max(self.all_concerned)
+        } else {
+            own
+        }
     }
 
     /// Who is a hub, and whose.
@@ -163,11 +174,11 @@ impl PeerIndex {
             let topology = Topology::new(&places, self.mode, faults);
             let before = std::mem::replace(&mut self.topology, Arc::new(topology));
             if mode_changed {
-                self.tell_anew(next, &mut concerned);
+                self.tell_anew(next);
             } else {
                 self.compare(&before, next, &mut concerned);
             }
-            self.take_edges(next, &mut concerned);
+            self.take_edges(next);
         }
         for number in seen_otherwise {
             for peer in self.topology.peers(number).keys() {
@@ -177,14 +188,19 @@ impl PeerIndex {
         if told_to_all_changed || everybody {
             concerned.extend(self.of_itself.iter().map(|(member, _)| *member));
         }
-        if !concerned.is_empty() {
+        if !concerned.is_empty() || self.all_concerned == next {
             self.counter = next;
         }
         for member in &concerned {
             self.concerned.insert(*member, next);
         }
-        if self.links.len() > MAX_LINKS {
+        if self.all_concerned == next {
+            // Nothing is noted for each of them: a mesh of thousands would be copied with every member that joins.
+            concerned.extend(self.attached.values().map(|(known, _)| known.member));
+        }
+        if self.links.len() + self.gone.len() > MAX_LINKS {
             self.links.clear();
+            self.gone.clear();
             self.links_begin = next;
         }
         concerned
@@ -266,37 +282,25 @@ impl PeerIndex {
     }
 
     /// Everybody is told everything.
-    fn tell_anew(&mut self, next: u64, concerned: &mut BTreeSet<Member>) {
-        let all: Vec<_> = self
-            .attached
-            .iter()
-            .map(|(id, (m, _))| (*id, m.member))
-            .collect();
-        for (number, member) in all {
-            self.anew.insert(number, next);
-            concerned.insert(member);
+    fn tell_anew(&mut self, next: u64) {
+        for number in self.attached.keys() {
+            self.anew.insert(*number, next);
         }
+        self.all_concerned = next;
     }
 
     /// Finds the members whose peers, or whose own part, differ from those of the topology before.
     fn compare(&mut self, before: &Topology, next: u64, concerned: &mut BTreeSet<Member>) {
         let after = Arc::clone(&self.topology);
         if self.mode == Mode::Mesh {
-            let added: Vec<_> = after.members().filter(|id| !before.has(*id)).collect();
-            let gone: Vec<_> = before.members().filter(|id| !after.has(*id)).collect();
-            if added.is_empty() && gone.is_empty() {
-                return;
-            }
-            for number in after.members() {
-                // Who is new is told everything.
-                let changed = added.iter().chain(&gone).filter(|_| before.has(number));
-                for other in changed {
-                    self.links.insert((number, *other), next);
-                }
-                concerned.extend(self.member_of(number));
-            }
-            for number in added {
+            // Who is new is told everything, and to the others it is news by what is told of itself.
+            for number in after.members().filter(|id| !before.has(*id)) {
                 self.anew.insert(number, next);
+                self.all_concerned = next;
+            }
+            for number in before.members().filter(|id| !after.has(*id)) {
+                self.gone.insert((next, number), ());
+                self.all_concerned = next;
             }
             return;
         }
@@ -322,7 +326,7 @@ impl PeerIndex {
     }
 
     /// Every node lets every edge in, so each is told when one comes or goes.
-    fn take_edges(&mut self, next: u64, concerned: &mut BTreeSet<Member>) {
+    fn take_edges(&mut self, next: u64) {
         let is_edge = |known: &Attached| matches!(known.member, Member::Edge(_));
         let edges = self.attached.iter();
         let edges: BTreeSet<_> = edges
@@ -334,8 +338,7 @@ impl PeerIndex {
         }
         self.edges = Arc::new(edges);
         self.edges_changed = next;
-        let members = self.attached.values().map(|(known, _)| known.member);
-        concerned.extend(members);
+        self.all_concerned = next;
     }
 
     /// What a member is told that has applied the changes up to `seen`, where those are of this session; `None`: it knows nothing of it.
@@ -357,6 +360,7 @@ impl PeerIndex {
             is_hub: number.is_some_and(|number| self.topology.is_hub(number)),
             peers: BTreeMap::new(),
             removed: BTreeSet::new(),
+            servers: BTreeSet::new(),
             edges: None,
         };
         let own = number.and_then(|number| Some((number, self.attached.get(&number)?)));
@@ -375,8 +379,11 @@ impl PeerIndex {
             let links = self
                 .links
                 .range((number, NodeId(0))..=(number, NodeId(u16::MAX)));
-            let gone = links.filter(|((_, other), at)| **at > since && !peers.contains_key(other));
-            changes.removed = gone.map(|((_, other), _)| *other).collect();
+            let of_links = links.filter(|(_, at)| **at > since);
+            let of_links = of_links.map(|((_, other), _)| *other);
+            let of_mesh = self.gone.range((since + 1, NodeId(0))..);
+            let gone = of_links.chain(of_mesh.map(|((_, other), ())| *other));
+            changes.removed = gone.filter(|other| !peers.contains_key(other)).collect();
         }
         for (other, routes) in peers {
             let Some((peer, at)) = self.attached.get(&other) else {
@@ -465,7 +472,7 @@ fn attached(cluster: &ClusterState, member: Member) -> Option<Attached> {
         key: key.clone(),
         underlay,
         place: topology::Member {
-            region: region.clone(),
+            region: region.as_str().into(),
             hub: hub_role(cluster, member),
             is_edge: matches!(member, Member::Edge(_)),
         },

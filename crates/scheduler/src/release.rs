@@ -1,8 +1,8 @@
 //! A process of a release as the complete description of one instance.
 
 use model::instance::{
-    AttachedVolume, HealthCheck, InstanceSpec, Probe, RestartPolicy, RestartWhen, Runs,
-    SecretVersion, Volume,
+    AttachedVolume, HealthCheck, InstanceSpec, Port, Probe, Protocol, RestartPolicy, RestartWhen,
+    Runs, SecretVersion, Volume,
 };
 use model::{EnvKey, InstanceId, ProcessName, ReleaseNumber, route_name};
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,7 +187,7 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         user: process.user.clone(),
         init: process.init,
         variables,
-        ports: process.ports.clone(),
+        ports: process.ports.iter().map(for_node).collect(),
         healthcheck: (process.healthcheck.clone())
             .map(|check| with_host(check, manifest, who.process))
             .or_else(|| accepts(manifest, who.process)),
@@ -219,6 +219,18 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         volumes: Vec::new(),
         ..spec
     })
+}
+
+/// A port as nodes know it: what edges speak to it is not their concern, and agents of before need not know the word.
+fn for_node(port: &Port) -> Port {
+    let protocol = match port.protocol {
+        Protocol::H2c => Protocol::Http,
+        other => other,
+    };
+    Port {
+        protocol,
+        ..port.clone()
+    }
 }
 
 /// Whether an instance may stay when a release is rolled out: it is as the release would have it, and where. What a node is labelled
@@ -411,7 +423,11 @@ mod tests {
                 .map(|(host, process, port)| {
                     let process = name(process);
                     let port = *port;
-                    let target = manifest::RouteTarget { process, port };
+                    let target = manifest::RouteTarget {
+                        process,
+                        port,
+                        settings: model::RouteSettings::default(),
+                    };
                     ((*host).to_owned(), target)
                 })
                 .collect();

@@ -14,12 +14,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use api::edge::{Backend, HasRoutes, Route, RouteTable};
+use api::edge::{AppProtocol, Backend, HasRoutes, Route, RouteTable};
 use api::user::RolloutPhase;
 use manifest::{Manifest, RouteTarget, Strategy};
-use model::instance::ProxyProtocol;
+use model::instance::{Protocol, ProxyProtocol};
 use model::{
     EnvKey, EnvNetwork, Generation, Incarnation, LeaderSession, ProcessName, ReleaseNumber,
+    RouteSettings, route_name,
 };
 
 use crate::cluster_state::{ClusterState, Env, Instance, Node, Release};
@@ -29,9 +30,9 @@ use crate::table::Table;
 use overlay::ingress::edge_port;
 
 /// What the backends of one route have in common.
-type Manner = (ProcessName, Option<ProxyProtocol>);
+type Manner = (ProcessName, Option<ProxyProtocol>, AppProtocol);
 
-/// The backends of one host with one process type and PROXY protocol.
+/// The backends of one host with one process type, PROXY protocol, and protocol of the app.
 #[derive(Default)]
 struct Group {
     newest: Option<ReleaseNumber>,
@@ -120,6 +121,11 @@ impl RouteIndex {
     /// Whether a host leads anywhere.
     pub fn contains(&self, host: &str) -> bool {
         self.hosts.contains_key(host)
+    }
+
+    /// Where a host leads.
+    pub fn route(&self, host: &str) -> Option<&Route> {
+        self.hosts.get(host).map(|stored| &stored.route)
     }
 
     /// The envs that have a host.
@@ -375,7 +381,7 @@ fn env_routes(
     if let Some(release) = announced.and_then(|number| env.releases.get(&number)) {
         for (host, target) in &release.manifest.routes {
             let groups = hosts.entry(host).or_default();
-            groups.entry(manner(release, target)).or_default();
+            groups.entry(manner(release, host, target)).or_default();
         }
     }
     let held_back = blue_green(cluster, env, serving);
@@ -402,7 +408,7 @@ fn env_routes(
         let targets = release.manifest.routes.iter();
         for (host, target) in targets.filter(|(_, t)| t.process == instance.spec.process) {
             let groups = hosts.entry(host).or_default();
-            let group = groups.entry(manner(release, target)).or_default();
+            let group = groups.entry(manner(release, host, target)).or_default();
             group.newest = group.newest.max(Some(number));
             let backends = if lapsed {
                 &mut group.last_known
@@ -419,7 +425,7 @@ fn env_routes(
         }
     }
     let chosen = hosts.into_iter().filter_map(|(host, groups)| {
-        // All backends of a route have the same process type and PROXY protocol: those of the announced release where
+        // All backends of a route have the same process type and speak the same: those of the announced release where
         // any of its instances serve, else those of the newest release that serves.
         let (manner, group) = groups.into_iter().max_by_key(|(_, group)| {
             let reports = !group.reporting.is_empty();
@@ -431,11 +437,17 @@ fn env_routes(
         } else {
             group.reporting
         };
-        let (process, proxy_protocol) = manner;
+        let (process, proxy_protocol, protocol) = manner;
+        let release = group.newest.or(announced);
+        let release = release.and_then(|number| env.releases.get(&number));
+        let target = release.and_then(|release| release.manifest.routes.get(host));
+        let settings = target.map_or_else(RouteSettings::default, |target| target.settings.clone());
         let route = Route {
             env: key.clone(),
             process,
             proxy_protocol,
+            protocol,
+            settings,
             backends,
         };
         Some((host.to_owned(), route))
@@ -443,13 +455,21 @@ fn env_routes(
     chosen.collect()
 }
 
-fn manner(release: &Release, target: &RouteTarget) -> Manner {
+fn manner(release: &Release, name: &str, target: &RouteTarget) -> Manner {
     let process = release.manifest.processes.get(&target.process);
     let ports = process.map_or(&[][..], |process| process.ports.as_slice());
     let port = ports.iter().find(|port| port.port == target.port);
+    // What is spoken on a TCP route is its clients' business.
+    let speaks_h2c = route_name::tcp_port(name).is_none()
+        && port.is_some_and(|port| port.protocol == Protocol::H2c);
     (
         target.process.clone(),
         port.and_then(|port| port.proxy_protocol),
+        if speaks_h2c {
+            AppProtocol::H2c
+        } else {
+            AppProtocol::Http1
+        },
     )
 }
 

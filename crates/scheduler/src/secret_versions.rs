@@ -41,6 +41,37 @@ mod tests {
     use model::Timestamp;
 
     #[test]
+    fn case_a_bundle_made_anew_has_no_number_that_a_release_has() {
+        let mut cluster = cluster(1);
+        let env = key("shop/prod");
+        let set = |cluster: &mut ClusterState| {
+            let version = cluster.next_secret_version(&env, "database").unwrap();
+            let set = Command::AddSecretVersion {
+                env: env.clone(),
+                bundle: "database".to_owned(),
+                version,
+                content: SealedVersion {
+                    sealed: Vec::new(),
+                    created_at: Timestamp(0),
+                },
+            };
+            apply(cluster, &set).unwrap();
+            version
+        };
+        assert_eq!((set(&mut cluster), set(&mut cluster)), (1, 2));
+        let mut made = release(manifest(&[("web", process(1))]));
+        made.secrets = [("database".to_owned(), 2)].into();
+        let deployed = deployment(&cluster, "shop/prod", made, Timestamp(0));
+        apply(&mut cluster, &deployed).unwrap();
+        let delete = Command::DeleteSecrets {
+            env: env.clone(),
+            bundle: "database".to_owned(),
+        };
+        apply(&mut cluster, &delete).unwrap();
+        assert_eq!(set(&mut cluster), 3);
+    }
+
+    #[test]
     fn the_newest_version_is_kept_and_those_of_releases_that_are() {
         let mut cluster = cluster(1);
         let env = key("shop/prod");

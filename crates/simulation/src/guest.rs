@@ -18,6 +18,10 @@ use crate::simulator::App;
 
 /// What a release command is: it ends by itself.
 pub(crate) const RELEASE_COMMAND: &str = "migrate";
+/// A command of a user that ends by itself.
+pub(crate) const COMMAND: &str = "report";
+/// A command of a user that runs until it is told to stop.
+pub(crate) const STAYING_COMMAND: &str = "console";
 /// Pause before a guest dials again, in milliseconds.
 const DIAL_PAUSE: Duration = Duration::from_millis(500);
 /// How long an app takes to end after it was asked to stop, in milliseconds, at most.
@@ -152,11 +156,12 @@ impl Guest {
             let answered = match frame {
                 None => return false,
                 Some(HostFrame::Boot(config)) if self.phase == Phase::Waiting => {
-                    if config
-                        .argv
-                        .iter()
-                        .any(|argument| argument == RELEASE_COMMAND)
-                    {
+                    let names = |command: &str| config.argv.iter().any(|word| word == command);
+                    let commands = [RELEASE_COMMAND, COMMAND, STAYING_COMMAND];
+                    if commands.into_iter().any(names) {
+                        self.machine.simulator.command_began(self.vm.id);
+                    }
+                    if names(RELEASE_COMMAND) || names(COMMAND) {
                         self.app = match self.app {
                             App::Exits(code) => App::Exits(code),
                             App::NotFound => App::NotFound,

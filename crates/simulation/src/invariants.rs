@@ -81,10 +81,30 @@ fn ready_minimums(cluster: &ClusterState) -> Minimums {
             let is_rolling = env.rollout.phase == RolloutPhase::Rolling;
             let at_once = is_rolling && process.deploy.strategy == Strategy::Immediate;
             let drained = stops_first > 0 && drains_volumes(cluster);
+            // An instance that is drained goes by what its own release allows.
+            let drains = (cluster.nodes.values())
+                .any(|node| matches!(node.scheduling, Scheduling::Draining { .. }));
+            let of_own = cluster.instances.values().filter(|_| drains);
+            let of_own = of_own.filter(|instance| {
+                instance.spec.env_key() == *key && instance.spec.process == name
+            });
+            let of_own = of_own.filter_map(|instance| {
+                let release = env.releases.get(&instance.spec.release)?;
+                Some(
+                    release
+                        .manifest
+                        .processes
+                        .get(&name)?
+                        .deploy
+                        .max_unavailable,
+                )
+            });
+            let of_own = of_own.max().unwrap_or_default();
             let unavailable = if at_once || drained {
                 count
             } else {
-                process.deploy.max_unavailable.max(stops_first)
+                let most = process.deploy.max_unavailable.max(of_own);
+                most.max(stops_first)
             };
             let wanted = count.saturating_sub(unavailable);
             // Where there are volumes the highest ordinals go when there are too many, ready or not.

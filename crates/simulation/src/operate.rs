@@ -55,7 +55,16 @@ impl Scenario {
                 let app = self.draw(|rng| rng.pick(apps)).unwrap_or(App::Healthy);
                 self.deploy(app).await;
             }
-            Operation::Scale => self.scale().await,
+            Operation::Scale => {
+                self.scale().await;
+                // A user who thinks better of it, before the nodes have done what they were told.
+                if self.draw(|rng| rng.percent(30)) {
+                    let pause = self.draw(|rng| rng.millis(0, 500));
+                    sleep(pause).await;
+                    self.scale().await;
+                }
+            }
+            Operation::Run => self.run_command().await,
             Operation::KillAgent => self.restart_agent(at).await,
             Operation::Reboot => {
                 self.nodes[at].kill().await;
@@ -230,6 +239,7 @@ impl Scenario {
             server.crash();
         }
         if self.servers.store.restore() {
+            self.simulator.restored();
             self.simulator
                 .trace("the store has the state of its backup");
         }

@@ -9,6 +9,8 @@ use crate::simulator::App;
 pub(crate) enum Operation {
     Deploy,
     Scale,
+    /// A user runs a command in an instance of its own.
+    Run,
     KillAgent,
     Reboot,
     KillVm,
@@ -38,12 +40,14 @@ pub(crate) enum Operation {
 }
 
 /// What is drawn from, those that happen more often more than once.
-pub(crate) const OPERATIONS: [Operation; 35] = [
+pub(crate) const OPERATIONS: [Operation; 37] = [
     Operation::Deploy,
     Operation::Deploy,
     Operation::Deploy,
     Operation::Scale,
     Operation::Scale,
+    Operation::Run,
+    Operation::Run,
     Operation::KillAgent,
     Operation::KillAgent,
     Operation::KillAgent,

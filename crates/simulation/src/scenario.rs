@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::enrollment::Hardware;
 use api::user::RolloutPhase;
 use manifest::Strategy;
-use model::{NodeId, ReleaseNumber};
+use model::{NodeId, ReleaseNumber, Timestamp};
 use overlay::topology::Mode;
 use scheduler::apply::Command;
 use scheduler::cluster_state::ClusterState;
@@ -16,11 +16,12 @@ use scheduler::fixtures::{
     self, MIB, cluster, database, deployment, digest, key, manifest, name, next_release, process,
     release, worker,
 };
+use scheduler::planner::WantedCommand;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::edge::Edge;
-use crate::guest::RELEASE_COMMAND;
+use crate::guest::{COMMAND, RELEASE_COMMAND, STAYING_COMMAND};
 use crate::invariants;
 use crate::machine::{DISK_BYTES, Machine};
 use crate::node::Node;
@@ -449,6 +450,24 @@ impl Scenario {
             scale.into_iter().collect()
         };
         self.servers.change(scale).await;
+    }
+
+    /// A user runs a command in an instance of its own, and does not ask again when no answer comes.
+    pub(crate) async fn run_command(&self) {
+        let (program, lifetime_ms) = self.draw(|rng| {
+            let program = rng.pick(&[COMMAND, STAYING_COMMAND]).unwrap_or(COMMAND);
+            (program, 1_000 + rng.below(120_000))
+        });
+        self.simulator
+            .trace(format!("run {program} for {lifetime_ms} ms at most"));
+        let wanted = move |now: Timestamp| WantedCommand {
+            env: key(ENV),
+            process: name("web"),
+            command: vec![program.to_owned()],
+            attached: false,
+            ends_at: Timestamp(now.0 + lifetime_ms),
+        };
+        self.servers.run_command(wanted).await;
     }
 
     /// Waits until the cluster is where it should be. False: the run is over.

@@ -7,6 +7,7 @@ use model::Timestamp;
 use scheduler::apply::Command;
 use scheduler::cluster_state::ClusterState;
 use scheduler::lease::{STALE_AFTER_MS, TTL_MS};
+use scheduler::planner::WantedCommand;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::computer::Computer;
@@ -112,6 +113,24 @@ impl Servers {
         }
         self.simulator.trace("no server takes what a user wants");
         false
+    }
+
+    /// Asks the server that leads, if there is one, once to run a command.
+    pub(crate) async fn run_command(
+        &self,
+        wanted: impl FnOnce(Timestamp) -> WantedCommand + Send + 'static,
+    ) {
+        let leading = self.leading();
+        let led = leading.first().and_then(|index| self.all[*index].led());
+        let Some(led) = led else {
+            self.simulator.trace("no server takes the command");
+            return;
+        };
+        match timeout(CALL_TIMEOUT, led.run_command(wanted)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => self.simulator.trace(format!("no command: {failure:?}")),
+            Err(_) => self.simulator.trace("no server answers in time"),
+        }
     }
 
     /// Every server runs, starts where it is down, and reaches the store and the others.

@@ -68,6 +68,10 @@ struct Inner {
     running: BTreeMap<InstanceId, (NodeId, Vec<VolumeId>)>,
     /// Instances that a leader stopped or deleted, as the store knows.
     terminated: BTreeSet<InstanceId>,
+    /// Instances whose command, a release's or a user's, has begun.
+    commands: BTreeSet<InstanceId>,
+    /// Whether the store was put back: it may have what ended since.
+    restored: bool,
     /// The desired state that each node took last.
     taken: BTreeMap<NodeId, TakenState>,
     /// Actions that were planned so far.
@@ -87,6 +91,8 @@ impl Simulator {
                 apps: BTreeMap::new(),
                 running: BTreeMap::new(),
                 terminated: BTreeSet::new(),
+                commands: BTreeSet::new(),
+                restored: false,
                 taken: BTreeMap::new(),
                 actions: 0,
             }),
@@ -210,6 +216,21 @@ impl Simulator {
     /// The store knows that an instance goes.
     pub(crate) fn terminated(&self, id: InstanceId) {
         self.lock().terminated.insert(id);
+    }
+
+    /// A release's command begins, or a user's. Checks that it never did before.
+    pub(crate) fn command_began(&self, id: InstanceId) {
+        let mut inner = self.lock();
+        let is_first = inner.commands.insert(id) || inner.restored;
+        drop(inner);
+        if !is_first {
+            self.violate(format!("the command in {id} runs again"));
+        }
+    }
+
+    /// The store was put back.
+    pub(crate) fn restored(&self) {
+        self.lock().restored = true;
     }
 
     /// So many actions were planned.

@@ -10,14 +10,14 @@ use api::node::{DesiredState, ReportAnswer, ReportDelta};
 use api::protocol::PROTOCOL_VERSION;
 use api::user::RolloutPhase;
 use model::{Generation, InstanceId, LeaderSession, NodeId, Term, Timestamp};
-use scheduler::action::Action;
+use scheduler::action::{Action, PlacedInstance};
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::newer_state;
 use scheduler::events::Origin;
 use scheduler::heartbeats::{Heartbeats, heartbeat_interval};
 use scheduler::leader::Leader;
-use scheduler::planner::plan;
+use scheduler::planner::{WantedCommand, plan};
 use scheduler::report_receiver::{ReportReceiver, Verdict};
 use scheduler::routes::RouteIndex;
 use tokio::sync::{Notify, oneshot};
@@ -278,6 +278,43 @@ impl LedTerm {
         decided.await?;
         self.wake.notify_one();
         Ok(())
+    }
+
+    /// Makes the instance of a user's command, where it can be made now.
+    pub(crate) async fn run_command(
+        self: &Arc<Self>,
+        wanted: impl FnOnce(Timestamp) -> WantedCommand + Send + 'static,
+    ) -> Result<(), CallFailure> {
+        let led = Arc::clone(self);
+        let decided = self.submit(move |leader| {
+            led.run_now(leader, wanted);
+            Ok(())
+        });
+        decided.await?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    fn run_now(&self, leader: &mut Leader, wanted: impl FnOnce(Timestamp) -> WantedCommand) {
+        let (simulator, now) = (self.simulator(), self.computer.now());
+        let mut draw = || simulator.draw(|rng| rng.next() as u32);
+        let given = leader.state().clone();
+        let made = leader.run_command(&Origin::server(now), &wanted(now), &mut draw);
+        let id = match made {
+            Ok(id) => id,
+            Err(refused) => return simulator.trace(format!("server runs no command: {refused}")),
+        };
+        let Some(instance) = leader.state().instances.get(&id) else {
+            return simulator.violate(format!("there is no instance {id} of a command"));
+        };
+        let create = Action::Create(Box::new(PlacedInstance {
+            spec: Arc::clone(&instance.spec),
+            node: instance.node,
+            created_at: now,
+        }));
+        self.trace(&create);
+        simulator.planned(1);
+        invariants::check_plan(simulator, &given, &[create], leader.state(), now);
     }
 
     /// Plans when something changed, and in intervals, until the term ends.

@@ -18,6 +18,7 @@
 //! Deliberately absent: any cache, because the leader has the cluster state in memory.
 
 mod access;
+mod acme;
 mod backup;
 mod certificates;
 mod database;
@@ -38,6 +39,7 @@ mod sqlite;
 mod transfer;
 mod write;
 
+pub use acme::StoredAcmeName;
 pub use backup::{SKIPPED_NETWORKS, SKIPPED_NUMBERS};
 pub use certificates::StoredCertificate;
 pub use database::READERS;

@@ -4,12 +4,14 @@
 mod support;
 
 use model::{Term, Timestamp};
-use store::{StoreError, StoredCertificate};
+use scheduler::acme::AcmeRecord;
+use store::{StoreError, StoredAcmeName, StoredCertificate};
 use support::*;
 
 on_both_stores!(
     certificates_are_kept_replaced_and_removed,
     keys_for_edges_are_kept_and_replaced,
+    what_is_remembered_of_a_name_is_kept_replaced_and_forgotten,
 );
 
 fn certificate(name: &str, sealed: &[u8]) -> StoredCertificate {
@@ -82,6 +84,36 @@ async fn keys_for_edges_are_kept_and_replaced(place: Place) {
         store.ingress_key("tickets").await.unwrap(),
         Some((b"two".to_vec(), NOW))
     );
+}
+
+async fn what_is_remembered_of_a_name_is_kept_replaced_and_forgotten(place: Place) {
+    let store = place.open().await;
+    let stored = |name: &str, failures: u32, sealed: Option<&[u8]>| StoredAcmeName {
+        name: name.to_owned(),
+        record: AcmeRecord {
+            failures,
+            not_before: NOW,
+            ..AcmeRecord::default()
+        },
+        sealed: sealed.map(<[u8]>::to_vec),
+    };
+    let (a, b) = (
+        stored("a.example.com", 1, Some(b"\0\xff")),
+        stored("*.example.com", 2, None),
+    );
+    for one in [&a, &b] {
+        store.set_acme_name(store.term, one).await.unwrap();
+    }
+    assert_eq!(store.acme_names().await.unwrap(), [b.clone(), a.clone()]);
+    let next = stored("a.example.com", 0, None);
+    store.set_acme_name(store.term, &next).await.unwrap();
+    assert_eq!(store.acme_names().await.unwrap(), [b.clone(), next]);
+    store
+        .delete_acme_names(store.term, &["a.example.com", "c.example.com"])
+        .await
+        .unwrap();
+    assert_eq!(store.acme_names().await.unwrap(), [b]);
+    assert!(!format!("{a:?}").contains("255"));
 }
 
 #[tokio::test]

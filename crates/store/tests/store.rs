@@ -359,6 +359,8 @@ async fn routes_are_written_by_host_and_their_counter_outlives_the_server(place:
             env: env_key("shop"),
             process: "web".parse().unwrap(),
             proxy_protocol: None,
+            protocol: api::edge::AppProtocol::default(),
+            settings: model::RouteSettings::default(),
             backends: Vec::new(),
         },
         changed,

@@ -154,6 +154,7 @@ impl Device {
     pub fn serve(mut self, mut control: Control) -> Result<(), DeviceError> {
         let mut tun = FromTun::new();
         let mut udp = FromSocket::new();
+        let (mut tun_pace, mut udp_pace) = (Pace::default(), Pace::default());
         let mut tick_at = Instant::now();
         while !control.is_ended() {
             let now = Instant::now();
@@ -185,10 +186,14 @@ impl Device {
             };
             control.answer(&mut self);
             if from_tun {
-                self.send_packets(&mut tun)?;
+                self.send_packets(&mut tun, &mut tun_pace)?;
+            } else {
+                tun_pace.is_busy = false;
             }
             if from_socket {
-                self.receive(&mut udp)?;
+                self.receive(&mut udp, &mut udp_pace)?;
+            } else {
+                udp_pace.is_busy = false;
             }
         }
         Ok(())
@@ -225,10 +230,14 @@ impl Device {
     }
 
     /// Takes what waits in the TUN device, and sends it.
-    fn send_packets(&mut self, from: &mut FromTun) -> Result<(), DeviceError> {
-        for _ in 0..READS_IN_A_ROW {
+    fn send_packets(&mut self, from: &mut FromTun, pace: &mut Pace) -> Result<(), DeviceError> {
+        let (reads, _) = pace.take();
+        for left in (0..reads).rev() {
             match from.read(&self.tun, self.offload) {
-                Ok(()) => self.send_read(from),
+                Ok(()) => {
+                    self.send_read(from);
+                    pace.is_busy = left == 0;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_gone(&error) => {
                     return Err(failed("read from the TUN device")(error));
@@ -297,15 +306,13 @@ impl Device {
     }
 
     /// Takes what waits in the socket.
-    fn receive(&mut self, from: &mut FromSocket) -> Result<(), DeviceError> {
-        for _ in 0..READS_IN_A_ROW {
+    fn receive(&mut self, from: &mut FromSocket, pace: &mut Pace) -> Result<(), DeviceError> {
+        let (reads, at_once) = pace.take();
+        for left in (0..reads).rev() {
             let mut metas = [RecvMeta::default(); BATCH_SIZE];
             let received = {
-                let mut buffers: Vec<_> = from
-                    .buffers
-                    .iter_mut()
-                    .map(|b| IoSliceMut::new(b))
-                    .collect();
+                let buffers = from.buffers.iter_mut().take(at_once);
+                let mut buffers: Vec<_> = buffers.map(|b| IoSliceMut::new(b)).collect();
                 (self.socket.state).recv((&self.socket.udp).into(), &mut buffers, &mut metas)
             };
             let received = match received {
@@ -324,6 +331,10 @@ impl Device {
                 }
                 self.give();
             }
+            if received < at_once {
+                break;
+            }
+            pace.is_busy = left == 0;
         }
         self.dropped.not_sent += self.run.send(&mut self.socket);
         Ok(())
@@ -460,6 +471,25 @@ impl Interface for Device {
                 tun: self.offload,
                 sent_at_once: self.socket.most,
             },
+        }
+    }
+}
+
+/// How much is read from one side at a look. One that had a single packet at the last look is read once: to be told that there is no other one costs as
+/// much as a packet, and whoever waits for an answer has sent one.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Whether there was more at the last look than was read.
+    is_busy: bool,
+}
+
+impl Pace {
+    /// How often it is read now, and how many datagrams are read each time.
+    fn take(&mut self) -> (usize, usize) {
+        if std::mem::take(&mut self.is_busy) {
+            (READS_IN_A_ROW, BATCH_SIZE)
+        } else {
+            (1, 1)
         }
     }
 }

@@ -51,6 +51,10 @@ pub struct OverlayChanges {
     /// Those that are its peers no longer. Empty in a whole one.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub removed: BTreeSet<NodeId>,
+    /// Where the server that says this answers, every address of its machine among them where it listens at all: no instance gets there. Empty: a server of
+    /// before the field.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub servers: BTreeSet<SocketAddr>,
     /// The numbers of all edges, which reach every instance, peers of this member or not. Absent: they are as before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edges: Option<BTreeSet<NodeId>>,

@@ -2,6 +2,7 @@
 
 use super::Answer::{Frames, Json, Lines, Nothing, Page, Text};
 use super::{Call, fields_of, of};
+use crate::acme::{AcmeRequest, AcmeRetryQuery, AcmeStatus};
 use crate::certificates::{AddCertificateRequest, CertificateQuery, CertificateRow, IngressCaRow};
 use crate::event::{EventPage, EventsQuery};
 use crate::exec::EXEC_PROTOCOL;
@@ -319,6 +320,20 @@ pub const CALLS: &[Call] = &[
         .does("Removes a certificate")
         .query(fields_of::<CertificateQuery>)
         .refuses(&[404, 422]),
+    Call::new("GET", paths::ACME, CLUSTER_VIEWER)
+        .does("Whether certificates are ordered by ACME, and how it goes")
+        .answers(200, Json(of::<AcmeStatus>)),
+    Call::new("PUT", paths::ACME, CLUSTER_ADMIN)
+        .does("Certificates are ordered by ACME from now on")
+        .body(of::<AcmeRequest>)
+        .answers(200, Json(of::<AcmeStatus>))
+        .refuses(&[409, 422, 502, 504]),
+    Call::new("DELETE", paths::ACME, CLUSTER_ADMIN)
+        .does("No certificate is ordered any more; those there are lapse"),
+    Call::new("POST", paths::ACME_RETRY, CLUSTER_ADMIN)
+        .does("A name whose order failed is tried again now")
+        .query(fields_of::<AcmeRetryQuery>)
+        .refuses(&[404, 409, 422]),
     Call::new("GET", paths::INGRESS_CA, ANYONE)
         .does("The CA of hosts without a certificate of their own")
         .answers(200, Json(of::<IngressCaRow>)),

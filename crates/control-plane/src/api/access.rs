@@ -178,7 +178,7 @@ pub(crate) async fn users(State(app): State<App>, Anyone(user): Anyone) -> Json<
         tokens: count(
             access
                 .tokens_of(name)
-                .filter(|(_, token)| token.is_good(now) && is_shown(&user, token)),
+                .filter(|(_, token)| token.is_good(now) && is_shown(access, &user, token)),
         ),
     };
     if user.grants.cluster.is_some() {
@@ -207,19 +207,19 @@ fn shown(user: &User, grants: &Grants) -> Grants {
 }
 
 /// Whether a user sees that there is a token: it is the user's own, or of an org where the user is an admin.
-fn is_shown(user: &User, token: &UserToken) -> bool {
+fn is_shown(access: &Access, user: &User, token: &UserToken) -> bool {
     let of_org = |org: &OrgName| user.grants.role_in(org) >= Some(Role::Admin);
     user.grants.cluster >= Some(Role::Admin)
         || token.org.as_ref().is_some_and(of_org)
-        || (token.user == user.name && is_within(token.org.as_ref(), user))
+        || (token.user == user.name && is_within(access, token.org.as_ref(), user))
 }
 
 /// Whether what is in this org, or wherever the user may, is in the reach of the caller's token.
-fn is_within(org: Option<&OrgName>, user: &User) -> bool {
+fn is_within(access: &Access, org: Option<&OrgName>, user: &User) -> bool {
     match org {
         Some(org) => user.sees(org),
         // A token of one org does not show what the user has elsewhere.
-        None => user.grants.cluster.is_some() || user.grants.orgs.len() != 1,
+        None => (access.tokens().get(&user.token)).is_none_or(|own| own.org.is_none()),
     }
 }
 
@@ -280,11 +280,11 @@ pub(crate) async fn tokens(
     };
     let mut rows: Vec<_> = match &of {
         Some(of) => (access.tokens_of(of))
-            .filter(|(_, token)| is_shown(&user, token))
+            .filter(|(_, token)| is_shown(access, &user, token))
             .map(|(hash, token)| row(hash, token))
             .collect(),
         None => (access.tokens().iter())
-            .filter(|(_, token)| is_shown(&user, token))
+            .filter(|(_, token)| is_shown(access, &user, token))
             .map(|(hash, token)| row(hash, token))
             .collect(),
     };
@@ -372,13 +372,25 @@ fn within_reach(access: &Access, by: &User, mut token: UserToken) -> Result<User
             )
             .hint("name the org with --org, where you are an admin of one"));
         }
-        return Ok(token);
-    }
-    if may_give {
+        // What is done with it is done in that user's name.
+        let record = access.users().get(&token.user);
+        let is_of_orgs = record.is_some_and(|record| {
+            let has_role =
+                (token.org.as_ref()).is_some_and(|org| record.grants.orgs.contains_key(org));
+            record.grants.cluster.is_none() && has_role
+        });
+        if by.grants.cluster < Some(Role::Admin) && !is_of_orgs {
+            return Err(ApiFailure::new(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "an admin of an org makes tokens of users who have a role in that org, and none in the cluster",
+            )
+            .hint("give the user a role there first: `platform users grant`"));
+        }
         return Ok(token);
     }
     let own = access.tokens().get(&by.token);
-    if let Some(own) = own {
+    if let Some(own) = own.filter(|_| !may_give) {
         if own.org.is_some() && token.org != own.org {
             return Err(ApiFailure::new(
                 StatusCode::FORBIDDEN,
@@ -422,7 +434,7 @@ pub(crate) async fn revoke_token(
     let by = user.clone();
     carry_out(&app, &user, move |cluster| {
         let token = cluster.access.tokens().get(&hash).ok_or_else(&absent)?;
-        if !is_shown(&by, token) {
+        if !is_shown(&cluster.access, &by, token) {
             return Err(absent());
         }
         Ok(AccessCommand::DeleteToken { hash })

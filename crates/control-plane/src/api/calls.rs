@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 use std::time::Duration;
 
 use api::enrollment::Member;
@@ -28,17 +27,15 @@ use hyper_util::rt::TokioIo;
 use model::{InstanceId, NodeId};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncWriteExt as _, copy, split};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use super::extract::{Body, Params, Path};
 use super::lists::instances_of;
 use crate::access::{Anyone, User};
 use crate::failure::ApiFailure;
-use crate::limits::{
-    CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, MAX_EXECS, MAX_FORWARDS,
-    STREAM_OPEN_TIMEOUT,
-};
+use crate::limits::{CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, STREAM_OPEN_TIMEOUT};
 use crate::rows::node_name;
+use crate::slots::Slot;
 use crate::state::App;
 use crate::streams::{Answered, Waiting};
 
@@ -121,7 +118,7 @@ pub(crate) async fn exec(
     };
     let node = node_of(&app, &user, instance)?;
     tracing::info!(user = %user.name, %instance, program = wanted.command[0], "a command is run");
-    begin_exec(app, node, wanted, upgrade).await
+    begin_exec(app, user, node, wanted, upgrade).await
 }
 
 /// Runs the command that an instance was made for, with the user at its streams.
@@ -154,23 +151,28 @@ pub(crate) async fn attach(
         terminal_type: query.terminal_type,
         command: Vec::new(),
     };
-    begin_exec(app, node, wanted, upgrade).await
+    begin_exec(app, user, node, wanted, upgrade).await
 }
 
 async fn begin_exec(
     app: App,
+    user: User,
     node: NodeId,
     wanted: ExecWanted,
     upgrade: Upgrade,
 ) -> Result<Response, ApiFailure> {
     let connection = upgrade.to(EXEC_PROTOCOL)?;
-    let slot = Arc::clone(&app.execs).try_acquire_owned().map_err(|_| {
-        let text = format!("{MAX_EXECS} commands run beside apps already");
-        ApiFailure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_commands", text)
-    })?;
+    let slot = (app.execs).take(
+        &user.name,
+        user.grants.cluster.is_some(),
+        "too_many_commands",
+        "commands are run beside apps",
+    )?;
+    let instance = wanted.instance;
     let ask = StreamWanted::Exec(wanted);
     let opened = open(&app, node, ask, STREAM_OPEN_TIMEOUT, Waiting::Exec).await?;
-    tokio::spawn(join(app, node, connection, opened, slot));
+    let lost = lost(app.clone(), user, instance);
+    tokio::spawn(join(app, node, connection, opened, (slot, lost)));
     Ok(switching(EXEC_PROTOCOL))
 }
 
@@ -183,16 +185,18 @@ pub(crate) async fn forward(
 ) -> Result<Response, ApiFailure> {
     let port = port.get();
     let connection = upgrade.to(FORWARD_PROTOCOL)?;
-    let slot = Arc::clone(&app.forwards).try_acquire_owned().map_err(|_| {
-        let text = format!("{MAX_FORWARDS} connections are forwarded already");
-        ApiFailure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_connections", text)
-            .hint("end some, or try again later: they are counted in the whole cluster")
-    })?;
+    let slot = (app.forwards).take(
+        &user.name,
+        user.grants.cluster.is_some(),
+        "too_many_connections",
+        "connections are forwarded",
+    )?;
     let node = node_of(&app, &user, instance)?;
     tracing::info!(user = %user.name, %instance, port, "a connection is forwarded");
     let ask = StreamWanted::Forward { instance, port };
     let opened = open(&app, node, ask, STREAM_OPEN_TIMEOUT, Waiting::Exec).await?;
-    tokio::spawn(join(app, node, connection, opened, slot));
+    let lost = lost(app.clone(), user, instance);
+    tokio::spawn(join(app, node, connection, opened, (slot, lost)));
     Ok(switching(FORWARD_PROTOCOL))
 }
 
@@ -209,13 +213,27 @@ pub(crate) fn checked(command: Vec<String>) -> Result<Vec<String>, ApiFailure> {
     Ok(command)
 }
 
+/// Waits until a user may not reach into an instance any more.
+async fn lost(app: App, user: User, instance: InstanceId) {
+    let of = app
+        .cluster()
+        .instances
+        .get(&instance)
+        .map(|found| found.spec.app.clone());
+    match of {
+        Some(of) => user.loses(&app, &of, Role::Deployer).await,
+        // It is gone, and so is the stream.
+        None => std::future::pending().await,
+    }
+}
+
 /// Joins the user's connection to the node's until one of them ends it.
 async fn join(
     app: App,
     node: NodeId,
     user: OnUpgrade,
     from_node: Upgraded,
-    _slot: OwnedSemaphorePermit,
+    (_slot, lost): (Slot, impl Future<Output = ()> + Send),
 ) {
     let Ok(user) = user.await else {
         return; // Gone already; the node ends the command.
@@ -237,6 +255,7 @@ async fn join(
         _ = copy(&mut user_says, &mut node_hears) => {}
         () = went_offline(&app, node) => {}
         () = tie.cancelled() => {}
+        () = lost => {}
         () = app.shutdown.cancelled() => {}
     }
 }

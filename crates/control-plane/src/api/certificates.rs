@@ -1,10 +1,10 @@
 //! Users add certificates of hosts, and edges get them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::certificates::{
-    AddCertificateRequest, CertificateQuery, CertificateRow, IngressCaRow, MAX_CERTIFICATES,
-    is_certificate_name,
+    AddCertificateRequest, CertificateQuery, CertificateRow, CertificateSource, IngressCaRow,
+    MAX_CERTIFICATES, is_certificate_name,
 };
 use api::edge::{HasRoutes, HostCertificateRequest, HostCertificateResponse};
 use api::enrollment::Member;
@@ -67,9 +67,10 @@ pub(crate) async fn add(
         )
         .hint("one has 1 to 253 of a-z, 0-9, `.`, `-` and `_`, and does not begin with a dot"));
     }
-    let known = app.certificates.rows().await?;
-    let is_new = known.iter().all(|known| known.name != name);
-    if is_new && known.len() >= MAX_CERTIFICATES {
+    let known = app.certificates.known(&name);
+    let is_operators = known.is_some_and(|known| known.source == CertificateSource::Operator);
+    let operators = app.certificates.count_of(CertificateSource::Operator);
+    if !is_operators && operators >= MAX_CERTIFICATES {
         return Err(ApiFailure::conflict(
             "too_many_certificates",
             format!("the cluster has {MAX_CERTIFICATES} certificates, and takes no more"),
@@ -166,6 +167,14 @@ pub(crate) async fn for_host(
             "host_not_routed",
             format!("no route leads from {host}"),
         ));
+    }
+    if let Err(wait) = app.signing_rate.take(edge, Instant::now()) {
+        let failure = ApiFailure::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_host_certificates",
+            format!("{edge} asked for too many certificates of hosts"),
+        );
+        return Err(failure.retry_after(wait));
     }
     let ca = app.certificates.ca();
     let signed = ca.sign_host(&csr_pem, &host, now());

@@ -49,6 +49,7 @@ pub(crate) async fn deploy(
     readable(&app.cluster(), &key)?;
     let (asked, text) = (manifest.clone(), request.image.parse::<Reference>());
     let text = text.map(|reference| reference.to_string()).ok();
+    let conditions = conditions.of_call("deploy", &request)?;
     let is_same = move |made: &Release| {
         made.rollback_to.is_none()
             && made.image == text
@@ -63,7 +64,7 @@ pub(crate) async fn deploy(
     conditions.check_newest(&app.cluster(), &key)?;
     // A release that would be refused anyway is refused before the registry is asked.
     check_only(&app.cluster(), &key, &manifest, &request.only)?;
-    check_against(&app.cluster(), &key, &manifest)?;
+    check_against(&app.cluster(), &user, &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
     let Prepared {
         release,
@@ -73,6 +74,7 @@ pub(crate) async fn deploy(
     } = prepare(&app, &key, &user, &request).await?;
     let release = Release {
         idempotency_key: conditions.key.clone(),
+        idempotency_call: conditions.call(),
         ..release
     };
     let only = request.only;
@@ -85,7 +87,7 @@ pub(crate) async fn deploy(
             conditions.check_newest(cluster, &of)?;
             let claim = by.claim(cluster, &of.app, org.as_ref())?;
             let release = with_others(cluster, &of, release, &only)?;
-            let secrets = check_against(cluster, &of, &release.manifest)?;
+            let secrets = check_against(cluster, &by, &of, &release.manifest)?;
             let release = Release { secrets, ..release };
             let (commands, number) = add_release(cluster, &of, release)?;
             Ok::<_, ApiFailure>((claim.into_iter().chain(commands).collect(), number))
@@ -147,6 +149,7 @@ pub(crate) async fn prepare(
         image: Some(reference.to_string()),
         rollback_to: None,
         idempotency_key: None,
+        idempotency_call: None,
     };
     Ok(Prepared {
         release,
@@ -177,24 +180,26 @@ pub(crate) async fn redeploy(
     Params(_): Params<NewestReleaseQuery>,
     conditions: Conditions,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
+    let conditions = conditions.of_call("redeploy", &())?;
     let is_same = |made: &Release| made.rollback_to.is_none();
     let release = wanted(&app.cluster(), &key)?;
     app.secrets.check_fit(&key, &release.manifest).await?;
-    let (of, by) = (key.clone(), user.name.clone());
+    let (of, by) = (key.clone(), user.clone());
     let (number, release) = app
         .change_by(&user, move |cluster| {
-            if let Some(made) = conditions.made_before(cluster, &of, &by, is_same)? {
+            if let Some(made) = conditions.made_before(cluster, &of, &by.name, is_same)? {
                 return Ok((Vec::new(), made));
             }
             conditions.check_newest(cluster, &of)?;
             let mut release = wanted(cluster, &of)?;
-            release.secrets = check_against(cluster, &of, &release.manifest)?;
+            release.secrets = check_against(cluster, &by, &of, &release.manifest)?;
             for kept in release.kept.values_mut() {
                 kept.secrets.clone_from(&release.secrets);
             }
             release.created_at = now();
-            release.by = Some(by);
+            release.by = Some(by.name);
             release.rollback_to = None;
+            release.idempotency_call = conditions.call();
             release.idempotency_key = conditions.key;
             let (commands, number) = add_release(cluster, &of, release.clone())?;
             Ok::<_, ApiFailure>((commands, (number, release)))
@@ -284,6 +289,7 @@ fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {
 /// versions of the bundles that it gets.
 pub(crate) fn check_against(
     cluster: &ClusterState,
+    user: &User,
     key: &EnvKey,
     manifest: &Manifest,
 ) -> Result<BTreeMap<String, u32>, ApiFailure> {
@@ -314,7 +320,14 @@ pub(crate) fn check_against(
     }
     let taken: Vec<_> = taken
         .iter()
-        .map(|(host, owner)| format!("{host} leads to {owner}"))
+        .map(|(host, owner)| {
+            if user.sees_app(&cluster.access, &owner.app) {
+                format!("{host} leads to {owner}")
+            } else {
+                // Whose it is is nobody else's business.
+                format!("{host} leads elsewhere")
+            }
+        })
         .collect();
     Err(ApiFailure::conflict(
         "host_taken",
@@ -324,7 +337,7 @@ pub(crate) fn check_against(
         ),
     )
     .hint(
-        "choose another host, or deploy the other env without it first (`platform destroy` takes the whole env away)",
+        "choose another host, or deploy the other env without it first, where it is yours (`platform destroy` takes the whole env away)",
     ))
 }
 

@@ -22,7 +22,7 @@ use scheduler::enrollment::{
 
 use scheduler::underlay::record;
 
-use super::extract::{Body, Path};
+use super::extract::{Body, Path, StrangersBody};
 use super::members::{csr_refused, wireguard_key_invalid};
 use super::network::underlay_refused;
 use crate::access::{ClusterAdmin, ClusterViewer, no_such_org};
@@ -172,7 +172,7 @@ pub(crate) async fn enroll(
     State(app): State<App>,
     _: Protocol,
     SeenFrom(from): SeenFrom,
-    Body(request): Body<EnrollRequest>,
+    StrangersBody(request): StrangersBody<EnrollRequest>,
 ) -> Result<(StatusCode, Json<EnrollResponse>), ApiFailure> {
     let enrolled = enroll_checked(&app, &request, from).await;
     if let Err(refusal) = &enrolled

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::user::{EnvRow, RolloutQuery, RolloutStatus, ScaleRequest};
+use api::user::{EnvRow, Role, RolloutQuery, RolloutStatus, ScaleRequest};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -70,7 +70,7 @@ pub(crate) async fn destroy(
 /// How a rollout goes, once it is otherwise than the caller knows.
 pub(crate) async fn rollout(
     State(app): State<App>,
-    Viewing { key }: Viewing,
+    Viewing { user, key }: Viewing,
     Params(poll): Params<RolloutQuery>,
 ) -> Result<Json<RolloutStatus>, ApiFailure> {
     let release = poll.release.map(ReleaseNumber);
@@ -89,6 +89,10 @@ pub(crate) async fn rollout(
             }
         })
         .await?;
+    let absent = || no_such_env(&app.cluster(), &key);
+    let access = &app.cluster().access;
+    user.again(&app)?
+        .check_app(access, &key.app, Role::Viewer, absent)?;
     match changed {
         Some(Some(status)) => Ok(Json(status)),
         // Gone meanwhile.

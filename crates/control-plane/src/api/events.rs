@@ -67,6 +67,7 @@ pub(crate) async fn events(
             break;
         };
         known = now;
+        filter.orgs = seen_by(&user.again(&app)?);
         // What was looked at is not looked at again.
         filter.after = Some(page.next);
         page = self::page(&app, &filter, limit, known).await?;

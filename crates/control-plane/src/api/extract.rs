@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::callers::log_unreadable;
 use crate::failure::ApiFailure;
+use crate::limits::MAX_STRANGERS_BODY_BYTES;
 use crate::state::App;
 
 /// A body: an object of JSON.
@@ -25,17 +26,36 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = ApiFailure;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiFailure> {
+        Self::of_up_to(MAX_BODY_BYTES, request, app).await
+    }
+}
+
+/// The body of a call that anybody may make: it is read before it is known who calls.
+pub(crate) struct StrangersBody<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for StrangersBody<T> {
+    type Rejection = ApiFailure;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiFailure> {
+        let Body(body) = Body::of_up_to(MAX_STRANGERS_BODY_BYTES, request, app).await?;
+        Ok(Self(body))
+    }
+}
+
+impl<T: DeserializeOwned> Body<T> {
+    /// Reads a body of up to so many bytes.
+    async fn of_up_to(most: usize, request: Request, app: &App) -> Result<Self, ApiFailure> {
         let (head, body) = request.into_parts();
         let refused = |status, what: String| {
             log_unreadable(app, &head, &what);
             ApiFailure::new(status, "bad_body", what)
         };
-        let bytes = Limited::new(body, MAX_BODY_BYTES).collect().await;
+        let bytes = Limited::new(body, most).collect().await;
         let bytes = bytes.map_err(|error| {
             if error.is::<LengthLimitError>() {
                 refused(
                     StatusCode::PAYLOAD_TOO_LARGE,
-                    format!("the body is over {MAX_BODY_BYTES} bytes"),
+                    format!("the body is over {most} bytes"),
                 )
             } else {
                 refused(
@@ -73,7 +93,13 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Params<T> {
         Query::from_request_parts(parts, app)
             .await
             .map(|Query(params)| Self(params))
-            .map_err(|rejection: QueryRejection| ApiFailure::bad_request(rejection.body_text()))
+            .map_err(|rejection: QueryRejection| {
+                let what = rejection.body_text();
+                let what = what.trim_start_matches("Failed to deserialize query string: ");
+                ApiFailure::bad_request(format!("the parameters are not as expected: {what}")).hint(
+                    "docs/api.md and /openapi.json have those of each call, with their bounds",
+                )
+            })
     }
 }
 

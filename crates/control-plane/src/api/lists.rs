@@ -167,6 +167,11 @@ pub(crate) async fn ended_instances(
     Anyone(user): Anyone,
     Params(query): Params<InstancesQuery>,
 ) -> Result<Rows<EndedRow>, ApiFailure> {
+    if query.ready.is_some() {
+        return Err(ApiFailure::bad_request(
+            "`ready` is asked of instances that are there: none that has ended is",
+        ));
+    }
     let cluster = app.cluster();
     let page = Page::<InstanceId>::of(&query)?;
     let scope = Scope {

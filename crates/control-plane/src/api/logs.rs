@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::node::{LogLine, LogsWanted, MAX_STREAM_LINE_BYTES};
-use api::user::{DEFAULT_TAIL, EndedRow, LogsQuery, MAX_LOG_TEXT_BYTES};
+use api::user::{DEFAULT_TAIL, EndedRow, LogsQuery, MAX_LOG_TEXT_BYTES, Role};
 use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -21,44 +21,41 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
 use scheduler::cluster_state::{ClusterState, EndedInstance, Presence};
 use scheduler::ended::{MAX_ENDED_AGE_MS, recent};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::extract::{Params, no_such_env};
-use crate::access::Viewing;
+use crate::access::{User, Viewing};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::{
-    MAX_LOG_READERS, MAX_TAIL, STREAM_BUFFER_PIECES, STREAM_OPEN_TIMEOUT, STREAM_RESUME_PAUSE,
-    STREAM_SIGN_OF_LIFE,
+    MAX_TAIL, STREAM_BUFFER_PIECES, STREAM_OPEN_TIMEOUT, STREAM_RESUME_PAUSE, STREAM_SIGN_OF_LIFE,
 };
 use crate::rows::ended_row;
+use crate::slots::Slot;
 use crate::state::{App, Topic};
 use crate::streams::{AskError, Ended, Lines, Open};
 
 /// The env's log lines, as they come from its nodes.
 pub(crate) async fn to_user(
     State(app): State<App>,
-    Viewing { key }: Viewing,
+    Viewing { user, key }: Viewing,
     Params(query): Params<LogsQuery>,
 ) -> Result<Response, ApiFailure> {
     check_choice(&query)?;
-    let slot = Arc::clone(&app.log_readers)
-        .try_acquire_owned()
-        .map_err(|_| {
-            ApiFailure::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too_many_readers",
-                format!("{MAX_LOG_READERS} users read logs already"),
-            )
-        })?;
+    let slot = (app.log_readers).take(
+        &user.name,
+        user.grants.cluster.is_some(),
+        "too_many_readers",
+        "logs are read",
+    )?;
     let cluster = app.cluster();
     let ended = wanted_ended(&cluster, &key, &query);
-    check(&cluster, &key, &query, &ended)?;
+    check(&cluster, &user, &key, &query, &ended)?;
     let shutdown = app.shutdown.clone();
     let (lines, receiver) = mpsc::channel(STREAM_BUFFER_PIECES);
-    let reader = Reader::new(app, key, query, lines);
+    let reader = Reader::new(app, user, key, query, lines);
     tokio::spawn(reader.run(cluster, ended, slot));
     // A reader learns that there may be more, and asks the server again when it is back.
     let cut = stream::once(async move {
@@ -139,6 +136,7 @@ fn wanted_ended(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Vec<
 /// Refuses a query that names what is not there, and one to which no line can ever come.
 fn check(
     cluster: &ClusterState,
+    user: &User,
     key: &EnvKey,
     query: &LogsQuery,
     ended: &[EndedRow],
@@ -172,7 +170,9 @@ fn check(
             ));
         }
     }
-    if !ended.is_empty() || !wanted(cluster, key, query).is_empty() {
+    // Before it was there nothing was logged, which is no mistake.
+    let is_of_the_past = query.until.is_some() && query.instance.is_none();
+    if is_of_the_past || !ended.is_empty() || !wanted(cluster, key, query).is_empty() {
         return Ok(());
     }
     if let Some(id) = query.instance {
@@ -184,6 +184,8 @@ fn check(
             let ended = cluster.ended.get(&id)?;
             Some((ended.env.clone(), ended.process.clone()))
         });
+        // Another org's is as one that never was.
+        let elsewhere = elsewhere.filter(|(env, _)| user.sees_app(&cluster.access, &env.app));
         let text = match elsewhere {
             Some((env, process)) => format!("instance {id} is one of {process} in {env}"),
             None => {
@@ -215,6 +217,7 @@ fn check(
 /// The reader of an env's logs, and the streams of its nodes.
 struct Reader {
     app: App,
+    user: User,
     key: EnvKey,
     query: LogsQuery,
     lines: Lines,
@@ -237,10 +240,11 @@ struct Progress {
 }
 
 impl Reader {
-    fn new(app: App, key: EnvKey, query: LogsQuery, lines: Lines) -> Self {
+    fn new(app: App, user: User, key: EnvKey, query: LogsQuery, lines: Lines) -> Self {
         let (ended, endings) = mpsc::unbounded_channel();
         Self {
             app,
+            user,
             key,
             query,
             lines,
@@ -253,16 +257,14 @@ impl Reader {
 
     /// Asks the nodes until every line was sent. With `follow` that is when the reader leaves or the env is
     /// gone: instances that come later are asked for, too, and streams that broke again.
-    async fn run(
-        mut self,
-        cluster: ClusterState,
-        ended: Vec<EndedRow>,
-        _slot: OwnedSemaphorePermit,
-    ) {
+    async fn run(mut self, cluster: ClusterState, ended: Vec<EndedRow>, _slot: Slot) {
         let app = App::clone(&self.app);
         let changes = app.topics.subscribe(Topic::Env(self.key.clone()));
         let changed = changes.notified();
         tokio::pin!(changed);
+        let (user, of) = (self.user.clone(), self.key.app.clone());
+        let lost = user.loses(&app, &of, Role::Viewer);
+        tokio::pin!(lost);
         // Who follows gets the lines of those that run as they come.
         let running = if self.query.follow {
             Instances::new()
@@ -286,6 +288,7 @@ impl Reader {
         loop {
             tokio::select! {
                 () = self.lines.closed() => return,
+                () = &mut lost => return,
                 () = app.shutdown.cancelled() => return,
                 Some(end) = self.endings.recv() => self.take_note(end).await,
                 _ = sign_of_life.tick() => {

@@ -92,7 +92,10 @@ pub(crate) async fn state(
             let measure = measured.and_then(|run| app.doctor.request_for(member, run, now()));
             (is_news || measure.is_some()).then(|| {
                 let cluster = &published.cluster;
-                let changes = is_news.then(|| index.changes(cluster, member, session, seen));
+                let changes = is_news.then(|| OverlayChanges {
+                    servers: app.listens_at.clone(),
+                    ..index.changes(cluster, member, session, seen)
+                });
                 MemberState {
                     measure,
                     ..member_state(&app, cluster, member, Vec::new(), changes)

@@ -1,6 +1,7 @@
 //! The routes of the API.
 
 mod access;
+mod acme;
 mod ca;
 mod calls;
 mod certificates;
@@ -91,6 +92,12 @@ pub(crate) fn router(app: App) -> Router {
                 .post(certificates::add)
                 .delete(certificates::remove),
         )
+        .route(paths::EDGE_CHALLENGES, get(acme::for_edge))
+        .route(
+            paths::ACME,
+            get(acme::show).put(acme::set).delete(acme::unset),
+        )
+        .route(paths::ACME_RETRY, post(acme::retry))
         .route(paths::INGRESS_CA, get(certificates::ca))
         .route(
             paths::REGISTRIES,

@@ -63,7 +63,7 @@ pub(crate) async fn plan(
         outcome: None,
         warnings,
     };
-    let secrets = match check_against(&cluster, &key, &release.manifest) {
+    let secrets = match check_against(&cluster, &user, &key, &release.manifest) {
         Ok(secrets) => match app.secrets.check_fit(&key, &release.manifest).await {
             Ok(()) => secrets,
             Err(refused) => return Ok(Json(refuse(response, refused))),

@@ -18,7 +18,7 @@ use crate::state::App;
 /// The releases of an env that are kept, the newest first.
 pub(crate) async fn list(
     State(app): State<App>,
-    Viewing { key }: Viewing,
+    Viewing { key, .. }: Viewing,
 ) -> Result<Json<Vec<ReleaseRow>>, ApiFailure> {
     let cluster = app.cluster();
     let env = env(&cluster, &key)?;
@@ -67,6 +67,7 @@ pub(crate) async fn rollback(
     conditions: Conditions,
     Body(RollbackRequest { release: to }): Body<RollbackRequest>,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
+    let conditions = conditions.of_call("rollback", &RollbackRequest { release: to })?;
     let is_same = |made: &Release| made.rollback_to.is_some();
     if let Some((number, release)) =
         conditions.made_before(&app.cluster(), &key, &user.name, is_same)?
@@ -76,20 +77,21 @@ pub(crate) async fn rollback(
     conditions.check_newest(&app.cluster(), &key)?;
     let (to, release) = target(&app.cluster(), &key, to)?;
     check_secrets(&app, &key, to, &release).await?;
-    let (of, by) = (key.clone(), user.name.clone());
+    let (of, by) = (key.clone(), user.clone());
     let (number, release) = app
         .change_by(&user, move |cluster| {
-            if let Some(made) = conditions.made_before(cluster, &of, &by, is_same)? {
+            if let Some(made) = conditions.made_before(cluster, &of, &by.name, is_same)? {
                 return Ok((Vec::new(), made));
             }
             conditions.check_newest(cluster, &of)?;
             let (_, release) = target(cluster, &of, Some(to))?;
             // Its versions of secrets stay its own.
-            check_against(cluster, &of, &release.manifest)?;
+            check_against(cluster, &by, &of, &release.manifest)?;
             let release = Release {
                 created_at: now(),
-                by: Some(by),
+                by: Some(by.name),
                 rollback_to: Some(release.rollback_to.unwrap_or(to)),
+                idempotency_call: conditions.call(),
                 idempotency_key: conditions.key,
                 ..release
             };

@@ -1,13 +1,16 @@
 //! Calls that make a release, made again or too late: the same call makes one release however often it is made, and a caller who has not seen
 //! the newest release changes nothing.
 
+use std::fmt::Write as _;
+
 use ::api::{IDEMPOTENCY_KEY, MAX_IDEMPOTENCY_KEY_BYTES};
 use axum::extract::FromRequestParts;
 use http::StatusCode;
 use http::request::Parts;
 use model::{EnvKey, ReleaseNumber, UserName};
 use scheduler::cluster_state::{ClusterState, Release};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::extract::Params;
 use crate::failure::ApiFailure;
@@ -18,6 +21,8 @@ use crate::state::App;
 pub(crate) struct Conditions {
     /// What the caller named the call.
     pub(crate) key: Option<String>,
+    /// What tells the call from another one with its key.
+    call: Option<String>,
     /// The newest release that the caller knows; 0: none.
     newest: Option<u32>,
 }
@@ -37,6 +42,7 @@ impl FromRequestParts<App> for Conditions {
         let key = key.map(|value| read_key(value.as_bytes())).transpose()?;
         Ok(Self {
             key,
+            call: None,
             newest: newest_release,
         })
     }
@@ -60,7 +66,27 @@ fn read_key(value: &[u8]) -> Result<String, ApiFailure> {
 }
 
 impl Conditions {
-    /// The release that the same call has made before. `is_same`: whether it is what this call would make.
+    /// The conditions of this kind of call with this body.
+    pub(crate) fn of_call(self, kind: &str, body: &impl Serialize) -> Result<Self, ApiFailure> {
+        let body = serde_json::to_string(body).map_err(|error| ApiFailure::internal(&error))?;
+        let digest = Sha256::digest(format!("{kind} {body}"));
+        let mut call = String::with_capacity(2 * digest.len());
+        for byte in digest {
+            let _ = write!(call, "{byte:02x}");
+        }
+        Ok(Self {
+            call: Some(call),
+            ..self
+        })
+    }
+
+    /// What is recorded of the call beside its key.
+    pub(crate) fn call(&self) -> Option<String> {
+        self.call.clone().filter(|_| self.key.is_some())
+    }
+
+    /// The release that the same call has made before. `is_same`: whether it is what this call would make, as far as a release of a server of before says
+    /// it, which did not record the call.
     pub(crate) fn made_before(
         &self,
         cluster: &ClusterState,
@@ -78,7 +104,14 @@ impl Conditions {
         });
         match made {
             None => Ok(None),
-            Some((number, release)) if is_same(release) => Ok(Some((*number, release.clone()))),
+            Some((number, release))
+                if match &release.idempotency_call {
+                    Some(call) => self.call.as_ref() == Some(call),
+                    None => is_same(release),
+                } =>
+            {
+                Ok(Some((*number, release.clone())))
+            }
             Some((number, _)) => Err(ApiFailure::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "idempotency_key_reused",

@@ -30,7 +30,7 @@ pub(crate) struct InBundle {
 /// The bundles of an env.
 pub(crate) async fn list(
     State(app): State<App>,
-    Viewing { key }: Viewing,
+    Viewing { key, .. }: Viewing,
 ) -> Result<Json<Vec<SecretRow>>, ApiFailure> {
     let live = live_versions(&app.cluster(), &key);
     let bundles = app.secrets.newest(&key, None).await?;
@@ -56,7 +56,16 @@ pub(crate) async fn set(
     let mut version = None;
     // Whoever sets the same bundle at the same time comes before or after, and neither is lost.
     for _ in 0..MAX_SECRET_ATTEMPTS {
-        let (next, sealed) = app.secrets.next(&key, &name, &request).await?;
+        // Before what it is made from is read: who sets it meanwhile makes the number another.
+        let next = app.cluster().next_secret_version(&key, &name);
+        let next = next.ok_or_else(|| {
+            ApiFailure::conflict(
+                "secret_versions_used_up",
+                format!("the secret bundle {name} of {key} has no number left for a version"),
+            )
+            .hint("make a bundle of another name")
+        })?;
+        let sealed = app.secrets.next(&key, &name, next, &request).await?;
         let (env, bundle) = (key.clone(), name.clone());
         let (by, org) = (user.clone(), org.clone());
         let setting = app.change_by(&user, move |cluster| {
@@ -64,7 +73,7 @@ pub(crate) async fn set(
             if cluster.envs.get(&env).is_some_and(|env| env.destroying) {
                 return Err(is_destroyed(&env));
             }
-            if cluster.secret_version(&env, &bundle) + 1 != next {
+            if cluster.next_secret_version(&env, &bundle) != Some(next) {
                 return Ok((Vec::new(), None));
             }
             let command = Command::AddSecretVersion {

@@ -15,6 +15,7 @@ use store::EventFilter;
 use super::events::seen_by;
 use super::extract::Params;
 use crate::access::{Anyone, User};
+use crate::acme_loop::failures_of;
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::state::{App, Published};
@@ -51,7 +52,9 @@ pub(crate) async fn why(
                 ..EventFilter::default()
             };
             let told = of_process(&published, &user, key, process);
-            (Some(told.ok_or_else(|| no_process(key, process))?), of)
+            let mut told = told.ok_or_else(|| no_process(key, process))?;
+            add_certificates(&app, &published, key, process, &mut told);
+            (Some(told), of)
         }
         Found::Node(id) => {
             user.check_cluster(Role::Viewer)?;
@@ -162,6 +165,39 @@ fn of_process(
     let findings = published.findings.get(key);
     let findings = findings.map_or(&[][..], Vec::as_slice);
     why::process(cluster, findings, key, process, &rfc3339)
+}
+
+/// Hosts of a process type whose certificates could not be had, of which the reasons name as many.
+const MAX_WHY_HOSTS: usize = 5;
+
+/// Why hosts of a process type have no certificate by ACME, or not the next one.
+fn add_certificates(
+    app: &App,
+    published: &Published,
+    key: &EnvKey,
+    process: &ProcessName,
+    told: &mut Why,
+) {
+    let hosts = published.routes.hosts_of(key).filter(|host| {
+        let route = published.routes.route(host);
+        route.is_some_and(|route| route.env == *key && route.process == *process)
+    });
+    for row in failures_of(app, hosts).into_iter().take(MAX_WHY_HOSTS) {
+        let failure = row.failure.unwrap_or_default();
+        told.reasons.push(format!(
+            "{} has no certificate by ACME, or not the next one: {failure} ({} times)",
+            row.name, row.failures
+        ));
+        told.next.push(match row.next_at {
+            Some(at) => format!(
+                "the certificate of {} is tried again at {}; `platform certificates acme retry {}` does so now",
+                row.name,
+                rfc3339(at),
+                row.name
+            ),
+            None => format!("the certificate of {} is ordered just now", row.name),
+        });
+    }
 }
 
 /// What only events know of still: an instance whose record is kept no longer, or a node that was removed.

@@ -65,6 +65,7 @@ pub(crate) fn options(folder: &Path) -> ServerOptions {
         insecure_registries: BTreeSet::new(),
         registry_mirrors: BTreeMap::new(),
         metrics_listen: None,
+        acme_dns_hook: None,
         ready: None,
     }
 }

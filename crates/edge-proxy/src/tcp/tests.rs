@@ -31,6 +31,8 @@ fn table(counter: u64, routes: &[(u16, &[SocketAddr])]) -> RouteTable {
         },
         process: "db".parse().unwrap(),
         proxy_protocol: None,
+        protocol: api::edge::AppProtocol::default(),
+        settings: model::RouteSettings::default(),
         backends: (0..)
             .zip(backends)
             .map(|(id, address)| Backend {
@@ -59,13 +61,20 @@ struct Running {
 
 impl Running {
     fn start(allowed: &str) -> Self {
+        Self::with(allowed, KeptPorts::default(), &table(0, &[]))
+    }
+
+    /// With sockets of the process before, and the routes on disk.
+    fn with(allowed: &str, kept: KeptPorts, routes: &RouteTable) -> Self {
         let edge = Arc::new(Edge::default());
+        edge.routes.take(routes);
         let shutdown = CancellationToken::new();
         let (served, allowed) = (Arc::clone(&edge), allowed.parse().unwrap());
         let serving = serve(
             served,
             Ipv4Addr::LOCALHOST.into(),
             allowed,
+            kept,
             shutdown.clone(),
         );
         Self {
@@ -214,7 +223,14 @@ async fn a_port_that_is_not_allowed_is_not_listened_at_and_one_that_is_taken_is_
             .routes
             .take(&table(1, &[(port, &[to]), (forbidden, &[to])]))
     );
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let ports = |state| running.edge.metrics.port_gauge(state).get();
+    soon(async {
+        while ports(PortState::Taken) == 0 || ports(PortState::NotAllowed) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(ports(PortState::Listening), 0);
     drop(taken);
     assert_eq!(answer(connection(port).await, b"x").await, b"x\x07");
     let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, forbidden)).await;
@@ -222,5 +238,86 @@ async fn a_port_that_is_not_allowed_is_not_listened_at_and_one_that_is_taken_is_
         refused.unwrap_err().kind(),
         io::ErrorKind::ConnectionRefused
     );
+    let states = [
+        PortState::Listening,
+        PortState::Taken,
+        PortState::NotAllowed,
+    ];
+    assert_eq!(states.map(ports), [1, 0, 1]);
+    assert!(running.edge.routes.take(&table(2, &[])));
+    soon(async {
+        while states.map(ports) != [0, 0, 0] {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     running.stop().await;
+}
+
+/// Has what is kept, as systemd has it.
+#[derive(Debug, Default)]
+struct Keeper(std::sync::Mutex<BTreeMap<SocketAddr, std::net::TcpListener>>);
+
+impl KeepPorts for Keeper {
+    fn keep(&self, listener: &TcpListener) {
+        let copy = rustix::io::dup(listener).unwrap();
+        let address = listener.local_addr().unwrap();
+        self.0.lock().unwrap().insert(address, copy.into());
+    }
+
+    fn stop_keeping(&self, address: SocketAddr) {
+        self.0.lock().unwrap().remove(&address);
+    }
+}
+
+impl Keeper {
+    fn kept(self: &Arc<Self>) -> KeptPorts {
+        let copies = self.0.lock().unwrap();
+        let copies = copies
+            .values()
+            .map(|listener| TcpListener::from_std(listener.try_clone().unwrap()).unwrap());
+        KeptPorts {
+            listeners: copies.collect(),
+            keeper: Some(Arc::clone(self) as _),
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_client_of_a_port_is_refused_while_the_edge_is_started_again() {
+    let (port, other, to) = (free_port().await, free_port().await, echo(7).await);
+    let keeper = Arc::new(Keeper::default());
+    let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let has = |port| keeper.0.lock().unwrap().contains_key(&at(port));
+    let both = table(1, &[(port, &[to]), (other, &[to])]);
+    let mut running = Running::with("1-65535", keeper.kept(), &both);
+    assert_eq!(answer(connection(port).await, b"x").await, b"x\x07");
+    assert_eq!(answer(connection(other).await, b"x").await, b"x\x07");
+    for _ in 0..5 {
+        let serving = Arc::clone(&running.edge);
+        running.stop().await;
+        drop(serving);
+        // Nobody accepts, and nobody is refused.
+        let waits = TcpStream::connect(at(port)).await.unwrap();
+        running = Running::with("1-65535", keeper.kept(), &both);
+        assert_eq!(answer(waits, b"y").await, b"y\x07");
+    }
+    assert!(has(port) && has(other));
+    // A route that goes takes its socket with it, whether the edge runs meanwhile or not.
+    assert!(running.edge.routes.take(&table(2, &[(port, &[to])])));
+    soon(async {
+        while has(other) || TcpStream::connect(at(other)).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    running.stop().await;
+    let none = Running::with("1-65535", keeper.kept(), &table(3, &[]));
+    soon(async {
+        while has(port) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    none.stop().await;
 }

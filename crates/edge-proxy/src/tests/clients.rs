@@ -259,8 +259,9 @@ async fn a_host_has_its_share_of_the_requests() {
     let edge = TestEdge::start(&[replies_with("ok").await]).await;
     let route = edge.edge.routes.find("a.test").unwrap();
     let most = crate::limits::MAX_IN_FLIGHT_PER_HOST;
-    let under_way: Vec<_> = (0..most).map(|_| route.begin().unwrap()).collect();
-    assert!(route.begin().is_none());
+    let client = || std::net::IpAddr::from([192, 0, 2, 1]);
+    let under_way: Vec<_> = (0..most).map(|_| route.admit(client).unwrap()).collect();
+    assert!(route.admit(client).is_err());
     let refused = edge.get("a.test").await;
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
     assert!(

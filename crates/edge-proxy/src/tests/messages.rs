@@ -401,3 +401,31 @@ async fn options_of_the_server_itself_is_answered() {
     );
     assert!(answer.contains("Content-Length: 0\r\n"), "{answer}");
 }
+
+#[tokio::test]
+async fn an_error_page_of_the_operator_is_in_the_place_of_the_edges_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = "<!doctype html><p>Sorry. Tell us {{request_id}}</p>";
+    std::fs::write(dir.path().join("5xx.html"), page).unwrap();
+    let edge = TestEdge::start(&[]).await;
+    (edge.edge.error_pages).set(&crate::error_pages::read(dir.path()).unwrap());
+    let answer = edge.get("a.test").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(
+        answer.contains("Content-Type: text/html; charset=utf-8\r\n"),
+        "{answer}"
+    );
+    let id = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("X-Request-Id: "));
+    assert!(
+        answer.ends_with(&page.replace("{{request_id}}", id.unwrap())),
+        "{answer}"
+    );
+    // Where JSON is asked for, that is told; and other statuses have the edge's text.
+    let json = edge
+        .exchange("GET / HTTP/1.1\r\nHost: a.test\r\nAccept: application/json\r\nConnection: close\r\n\r\n")
+        .await;
+    assert!(json.contains("application/problem+json"), "{json}");
+    assert!(edge.get("other.test").await.contains("404: no app answers"));
+}

@@ -158,6 +158,7 @@ async fn the_server_conforms() {
         insecure_registries: std::collections::BTreeSet::new(),
         registry_mirrors: std::collections::BTreeMap::new(),
         metrics_listen: None,
+        acme_dns_hook: None,
         ready: Some(ready),
     };
     let shutdown = CancellationToken::new();

@@ -28,8 +28,8 @@ use crate::logs::InstanceLog;
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Followers of one instance: as many as a node once had streams of any kind.
-const FOLLOWERS: usize = 64;
+/// Followers of one instance: as many as one user may be.
+const FOLLOWERS: usize = 32;
 const MANIFEST: &str = "app = \"hello\"\n[processes.web]\n[processes.web.scaling]\nmin = 1\n";
 
 /// A node's client, the user's, and an instance of the node, reported as running.
@@ -47,6 +47,7 @@ async fn cluster(
         insecure_registries: BTreeSet::new(),
         registry_mirrors: BTreeMap::new(),
         metrics_listen: None,
+        acme_dns_hook: None,
         ready: Some(ready),
     };
     tokio::spawn(control_plane::run(options, shutdown));

@@ -36,6 +36,8 @@ fn host(own: &str, resolver: Option<&str>) -> HostNetwork {
         servers: ["192.0.2.9:7400", "192.0.2.9:443"]
             .map(|at| at.parse().unwrap())
             .into(),
+        // One of them is known by its URL too.
+        told_servers: ["192.0.2.9:7400".parse().unwrap()].into(),
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::path::Path;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::net::sockopt::{Ipv6PathMtuDiscovery, set_ipv6_mtu_discover};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with};
 use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 
-use crate::probe::within;
+use crate::source::Source;
 
 /// Types of ICMPv6.
 const PACKET_TOO_BIG: u8 = 2;
@@ -55,12 +54,12 @@ pub(super) struct Echoer {
 }
 
 impl Echoer {
-    /// Sends from this address, which is an own one in this network namespace (absent: the caller's). Needs CAP_NET_RAW.
-    pub(super) async fn open(namespace: Option<&Path>, own: Ipv6Addr) -> io::Result<Self> {
-        let socket = match namespace {
-            None => open_here(own)?,
-            Some(namespace) => within(namespace.to_owned(), move || open_here(own)).await?,
-        };
+    /// Sends from there. Needs CAP_NET_RAW.
+    pub(super) async fn open(source: &Source) -> io::Result<Self> {
+        // Nothing is cut, whatever the kernel has heard of the way: that is what is measured.
+        let whole =
+            |socket: &OwnedFd| Ok(set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?);
+        let socket = source.icmp(whole).await?;
         let mut identifier = [0; 2];
         rustix::rand::getrandom(&mut identifier[..], rustix::rand::GetRandomFlags::empty())?;
         Ok(Self {
@@ -209,21 +208,6 @@ fn fill(contents: &mut [u8], sequence: u16) {
         let [.., position] = at.to_be_bytes();
         *byte = position ^ low ^ high.rotate_left(3);
     }
-}
-
-fn open_here(own: Ipv6Addr) -> io::Result<UdpSocket> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(
-        AddressFamily::INET6,
-        SocketType::RAW,
-        flags,
-        Some(ipproto::ICMPV6),
-    )?;
-    // Nothing is cut, whatever the kernel has heard of the way: that is what is measured.
-    set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?;
-    bind(&socket, &SocketAddrV6::new(own, 0, 0, 0))?;
-    // It is none of UDP, and is sent to and received from all the same.
-    Ok(UdpSocket::from(socket))
 }
 
 #[cfg(test)]

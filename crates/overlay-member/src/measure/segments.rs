@@ -5,19 +5,16 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::member::Segments;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use crate::probe::within;
+use crate::source::Source;
 
 /// The port of RFC 862.
 const PORT: u16 = node_network::ECHO_PORT;
@@ -37,8 +34,8 @@ const LARGE: usize = 256 << 10;
 const BACKLOG: i32 = 64;
 
 /// Answers at a node's probe address, until dropped.
-pub(super) async fn serve(namespace: PathBuf, own: Ipv6Addr) -> io::Result<()> {
-    let listener = listener(&namespace, own).await?;
+pub(super) async fn serve(source: Source) -> io::Result<()> {
+    let listener = listener(&source).await?;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -61,19 +58,14 @@ pub(super) async fn serve(namespace: PathBuf, own: Ipv6Addr) -> io::Result<()> {
 }
 
 /// Sends to a node's probe address and compares what comes back. Absent: nobody answered there until then.
-pub(super) async fn ask(
-    namespace: Option<&Path>,
-    own: Ipv6Addr,
-    peer: Ipv6Addr,
-    until: Instant,
-) -> Option<Segments> {
-    let mut single = connect(namespace, own, peer, until).await?;
+pub(super) async fn ask(source: &Source, peer: Ipv6Addr, until: Instant) -> Option<Segments> {
+    let mut single = connect(source, peer, until).await?;
     let is_single = matches!(
         timeout(CONNECTION_TIMEOUT, singly(&mut single)).await,
         Ok(Ok(true))
     );
     drop(single);
-    let large = connect(namespace, own, peer, until).await?;
+    let large = connect(source, peer, until).await?;
     let is_large = matches!(
         timeout(CONNECTION_TIMEOUT, at_once(large)).await,
         Ok(Ok(true))
@@ -125,15 +117,10 @@ fn contents(size: usize, round: usize) -> Vec<u8> {
     (0..size).map(byte).collect()
 }
 
-async fn connect(
-    namespace: Option<&Path>,
-    own: Ipv6Addr,
-    peer: Ipv6Addr,
-    until: Instant,
-) -> Option<TcpStream> {
+async fn connect(source: &Source, peer: Ipv6Addr, until: Instant) -> Option<TcpStream> {
     let to = SocketAddr::V6(SocketAddrV6::new(peer, PORT, 0, 0));
     while Instant::now() < until {
-        let fd = socket(namespace, own, 0).await.ok()?;
+        let fd = source.tcp(0).await.ok()?;
         let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(fd));
         let wait = CONNECTION_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
         if let Ok(Ok(stream)) = timeout(wait, socket.connect(to)).await {
@@ -144,25 +131,8 @@ async fn connect(
     None
 }
 
-async fn listener(namespace: &Path, own: Ipv6Addr) -> io::Result<TcpListener> {
-    let fd = socket(Some(namespace), own, PORT).await?;
+async fn listener(source: &Source) -> io::Result<TcpListener> {
+    let fd = source.tcp(PORT).await?;
     rustix::net::listen(&fd, BACKLOG)?;
     TcpListener::from_std(std::net::TcpListener::from(fd))
-}
-
-/// A socket of this namespace at an own address of it.
-async fn socket(namespace: Option<&Path>, own: Ipv6Addr, port: u16) -> io::Result<OwnedFd> {
-    let open = move || {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let tcp = Some(ipproto::TCP);
-        let fd = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, tcp)?;
-        // Of a run just before.
-        rustix::net::sockopt::set_socket_reuseaddr(&fd, true)?;
-        bind(&fd, &SocketAddrV6::new(own, port, 0, 0))?;
-        io::Result::Ok(fd)
-    };
-    match namespace {
-        None => open(),
-        Some(namespace) => within(namespace.to_owned(), open).await,
-    }
 }

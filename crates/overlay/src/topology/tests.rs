@@ -71,7 +71,7 @@ fn members() -> impl Strategy<Value = BTreeMap<NodeId, Member>> {
     ];
     let is_edge = prop::bool::weighted(0.1);
     let member = (0_u8..4, hub, is_edge).prop_map(|(region, hub, is_edge)| Member {
-        region: format!("region-{region}"),
+        region: format!("region-{region}").into(),
         hub,
         is_edge,
     });
@@ -208,7 +208,7 @@ proptest! {
 
 fn large(count: u16, regions: u16) -> BTreeMap<NodeId, Member> {
     let member = |id: u16| Member {
-        region: format!("region-{}", id % regions),
+        region: format!("region-{}", id % regions).into(),
         ..Member::default()
     };
     (1..=count).map(|id| (NodeId(id), member(id))).collect()

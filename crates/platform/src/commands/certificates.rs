@@ -1,17 +1,17 @@
 //! `platform certificates`: the certificates by which edges serve hosts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use api::certificates::{AddCertificateRequest, CertificateRow};
+use api::certificates::{AddCertificateRequest, CertificateRow, CertificateSource};
 use clap::{Args, Subcommand};
 
+use super::acme;
+use super::pem_file::read;
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
-/// Longest file that is read, in bytes: what the server takes of a chain or a key is less.
-const MAX_FILE_BYTES: u64 = 64 * 1024;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 const EXAMPLES: &str = "\
@@ -19,6 +19,7 @@ Examples:
   platform certificates                                          those there are, and when they end
   platform certificates add --cert fullchain.pem --key key.pem   the same names again replace it
   platform certificates remove shop.example.com
+  platform certificates acme on --email ops@example.com --agree-tos   Let's Encrypt certifies the hosts that are routed
   platform certificates ca > ca.pem                              of the hosts without a certificate
   curl --cacert ca.pem https://hello.localhost:8443/
 
@@ -41,6 +42,7 @@ enum Command {
     Add(AddArguments),
     Remove(RemoveArguments),
     Ca(CaArguments),
+    Acme(acme::Arguments),
 }
 
 /// List the certificates, as `platform certificates` does
@@ -103,6 +105,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             ));
             Ok(())
         }
+        Some(Command::Acme(arguments)) => acme::run(arguments).await,
         Some(Command::Ca(arguments)) => {
             let ca = arguments.cluster.connect()?.ingress_ca().await?;
             match arguments.format.format {
@@ -120,7 +123,7 @@ async fn list(arguments: ListArguments) -> Result<(), Failure> {
     }
     if certificates.is_empty() {
         note(
-            "no certificate was added: `https://` has those of the CA that `platform certificates ca` prints",
+            "no certificate was added: `https://` has those of the CA that `platform certificates ca` prints; `platform certificates acme on` orders others",
         );
         return Ok(());
     }
@@ -150,7 +153,14 @@ fn table(certificates: &[CertificateRow]) -> Table {
         if let Some(failure) = &row.failure {
             table.note(&format!("edges do not have it: {failure}"));
         } else if row.expires_soon {
-            table.note("warning: add the next one, of the same name, before it ends");
+            table.note(match row.source {
+                CertificateSource::Operator => {
+                    "warning: add the next one, of the same name, before it ends"
+                }
+                CertificateSource::Acme => {
+                    "warning: its renewal is late; `platform certificates acme` says why"
+                }
+            });
         }
     }
     table
@@ -181,22 +191,8 @@ async fn add(arguments: AddArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn read(path: &Path) -> Result<String, Failure> {
-    let failed = |cause: String| Failure::new(format!("cannot read {}: {cause}", path.display()));
-    let file = tokio::fs::metadata(path).await;
-    let length = file.map_err(|error| failed(error.to_string()))?.len();
-    if length > MAX_FILE_BYTES {
-        return Err(failed(format!(
-            "it has {length} bytes, more than {MAX_FILE_BYTES}"
-        )));
-    }
-    let text = tokio::fs::read_to_string(path).await;
-    text.map_err(|error| failed(error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
-    use api::certificates::CertificateSource;
     use model::Timestamp;
 
     use super::*;

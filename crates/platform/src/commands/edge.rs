@@ -2,9 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use edge_proxy::{AccessLogTarget, EdgeError, EdgeOptions, Listeners, PortRanges, ProxyNetwork};
+use edge_proxy::{
+    AccessLogTarget, EdgeError, EdgeOptions, KeptPorts, Listeners, PortRanges, ProxyNetwork,
+};
 use membership::JoinError;
 use tokio::net::TcpListener;
 
@@ -69,6 +72,10 @@ struct RunArguments {
     /// Where clients connect, HTTPS [default: what `join` was given; else 127.0.0.1:8443 without `--listen`, and nowhere with it]
     #[arg(long, value_name = "ADDRESS")]
     listen_tls: Option<SocketAddr>,
+    /// The port at which clients reach `--listen-tls`, where something in front maps another one to it: redirects to HTTPS name it [default: what `join`
+    /// was given, else that of `--listen-tls`; 443 behind a trusted proxy]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    https_port: Option<u16>,
     /// The server's URL, or those of several with commas between; remembered once the edge joined
     #[arg(long, value_name = "URL")]
     server: Option<String>,
@@ -84,6 +91,10 @@ struct RunArguments {
     /// Where a line of JSON for each request goes: a file, or `-` for standard output [default: nowhere]
     #[arg(long, value_name = "FILE")]
     access_log: Option<PathBuf>,
+    /// A folder with pages for the edge's own answers: 404.html, or 4xx.html for all of a kind; {{request_id}} in them is the request's id. Read again when it
+    /// changes [default: short texts]
+    #[arg(long, value_name = "FOLDER")]
+    error_pages: Option<PathBuf>,
     #[command(flatten)]
     underlay: joining::UnderlayArguments,
     /// Name of the edge in the cluster [default: the host name]
@@ -141,10 +152,12 @@ impl RunArguments {
             listen: self.listen,
             tcp_ports: self.tcp_ports.as_ref().map(PortRanges::to_string),
             listen_tls: self.listen_tls,
+            https_port: self.https_port,
             underlay: self.underlay.kept(),
             metrics_listen: self.metrics_listen,
             trusted_proxies: self.trusted_proxies.clone(),
             access_log: self.access_log.clone(),
+            error_pages: self.error_pages.clone(),
         }
     }
 
@@ -160,6 +173,7 @@ impl RunArguments {
             listen_tls: kept
                 .listen_tls
                 .or(kept.listen.is_none().then_some(LISTEN_TLS)),
+            https_port: kept.https_port,
             server: self.server,
             token: self.token.read().await?,
             name: self.name.unwrap_or_else(super::node::host_name),
@@ -174,6 +188,7 @@ impl RunArguments {
                     AccessLogTarget::File(path)
                 }
             }),
+            error_pages: kept.error_pages,
         })
     }
 }
@@ -200,9 +215,21 @@ async fn serve(arguments: RunArguments) -> Result<(), Failure> {
             Some(address) => Some(listener(Kept::Https, address).await?),
             None => None,
         },
+        tcp: kept_ports()?,
     };
     notify::ready();
     Ok(Box::pin(edge_proxy::serve(options, listeners, shutdown)).await?)
+}
+
+/// The listening sockets of TCP routes that the process before this one had kept, and who keeps them for the next.
+fn kept_ports() -> Result<KeptPorts, Failure> {
+    let listeners = notify::kept_ports().into_iter();
+    Ok(KeptPorts {
+        listeners: listeners
+            .map(TcpListener::from_std)
+            .collect::<Result<_, _>>()?,
+        keeper: Some(Arc::new(notify::Ports)),
+    })
 }
 
 /// The listening socket that the process before this one had kept, else another one, which is kept.

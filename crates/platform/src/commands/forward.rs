@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use api::forward::{ForwardFailure, ForwardFailureKind, ForwardFrame};
+use api::why::WhyQuery;
 use api_client::{ApiClient, ClientError, ForwardStream, carry};
 use clap::Args;
 use model::{InstanceId, ProcessName};
@@ -142,10 +143,19 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
                 candidate: Some(candidate),
             }
         }
-        (Some(instance), _) => Target {
-            current: Mutex::new(instance),
-            candidate: None,
-        },
+        (Some(instance), _) => {
+            // One that is not there is an error now, and not for whoever connects.
+            let subject = WhyQuery {
+                subject: instance.to_string(),
+                app: None,
+                env: None,
+            };
+            client.why(&subject).await?;
+            Target {
+                current: Mutex::new(instance),
+                candidate: None,
+            }
+        }
         // Refused above.
         (None, None) => return Err(Failure::Said),
     };

@@ -181,6 +181,11 @@ pub(crate) fn run_contexts(arguments: ContextsArguments) -> Result<(), Failure> 
             note(format!(
                 "{context} is forgotten; its token works on until it is revoked"
             ));
+            if contexts.current()?.as_ref() == Some(&context) {
+                note(
+                    "it was the one that is chosen: choose another with `platform contexts use`, commands are refused until then",
+                );
+            }
             Ok(())
         }
     }

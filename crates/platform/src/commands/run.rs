@@ -164,7 +164,7 @@ async fn wait_until_running(
         }
         if row.terminating || matches!(state, Some(InstanceState::Failed | InstanceState::Stopped))
         {
-            return Err(failed(&row));
+            return Err(failed(made, &row));
         }
         let now = match &row.report {
             _ if row.node_offline => format!("{} is offline", row.node_name),
@@ -181,10 +181,13 @@ async fn wait_until_running(
 }
 
 /// Why an instance that is still there does not run.
-fn failed(row: &InstanceRow) -> Failure {
+fn failed(made: &RunResponse, row: &InstanceRow) -> Failure {
     let report = row.report.as_ref();
     let why = match report.and_then(|report| report.failure.as_ref()) {
         Some(failure) => format!(": {}", output::one_line(failure)),
+        None if row.terminating && crate::units::now() >= made.ends_at => {
+            ": its --timeout, which counts from the call, was over before it did".to_owned()
+        }
         None if row.terminating => ": it was ended".to_owned(),
         None => String::new(),
     };

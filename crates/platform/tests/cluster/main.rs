@@ -181,6 +181,20 @@ fn case_logs_outlive_what_failed_was_scaled_down_and_its_agent(cluster: &mut Clu
         let logs = cluster.ok(&[&["logs", "--app", "hello"], arguments].concat());
         assert!(logs.contains("these are my last lines"), "{logs}");
     }
+    // By text and time: of every release, of what is there and what is gone, and only those lines.
+    let logs = |more: &[&str]| cluster.ok(&[&["logs", "--app", "hello"], more].concat());
+    let found = logs(&["--grep", "last lines"]);
+    assert!(
+        !found.is_empty() && found.lines().all(|line| line.contains("last lines")),
+        "{found}"
+    );
+    assert_eq!(found, logs(&["--grep", "last lines", "--since", "1h"]));
+    assert_eq!(logs(&["--grep", "last lines", "--until", "1h"]), "");
+    let ticks = logs(&["--grep", "started", "--process", "worker"]);
+    assert!(
+        ticks.contains("worker: started") && !ticks.contains("last lines"),
+        "{ticks}"
+    );
     let typo = cluster.cli(&["logs", "--app", "hello", "--process", "typo"]);
     assert_eq!((typo.status, typo.stdout.as_str()), (1, ""));
     assert!(

@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// Pause between two looks.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const SERVER: &str = "198.18.7.1:7400";
+/// Another address of the server's machine.
+pub(crate) const ALSO_SERVER: &str = "198.18.7.101";
 const REGISTRY: &str = "198.18.7.1:5000";
 const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
 
@@ -98,6 +100,7 @@ impl Machines {
         ip("-n switch link add switch type bridge");
         ip("-n switch link set switch up");
         Self::make_machine("server", 1);
+        ip(&format!("-n server addr add {ALSO_SERVER}/24 dev eth0"));
         Self::make_machine("edge", 2);
         for node in 1..=nodes {
             let (name, number) = (format!("n{node}"), 10 + node);
@@ -238,8 +241,11 @@ impl Machines {
         let mut command = Self::on("server", env!("CARGO_BIN_EXE_platform"));
         command.args([
             "server",
+            // At all addresses of its machine, of which its URL names one.
             "--listen",
-            SERVER,
+            "0.0.0.0:7400",
+            "--advertise",
+            &format!("https://{SERVER}"),
             "--insecure-registry",
             REGISTRY,
         ]);

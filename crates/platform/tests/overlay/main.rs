@@ -14,7 +14,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use machines::{Machines, isolated, run, wait_for};
+use machines::{ALSO_SERVER, Machines, isolated, run, wait_for};
 
 /// The example app with this many `web`, at most one on a node as far as there are nodes.
 fn manifest(web: u32) -> String {
@@ -100,6 +100,21 @@ fn instances_on_several_machines_find_and_reach_each_other_and_nobody_else() {
         let said = machines.in_worker(env, &fetch(address));
         assert!(!said.contains("<h1>"), "{env} reaches {address}");
     }
+    // Nor do instances reach the control plane, by whatever address of the server's machine.
+    let also = format!("{ALSO_SERVER} . 7400");
+    wait_for(
+        "the rules of all nodes to name every address of the server",
+        || {
+            (1..=3).all(|node| {
+                let namespace = Machines::namespace_of(&format!("n{node}"));
+                run(
+                    "ip",
+                    &["netns", "exec", &namespace, "nft", "list", "ruleset"],
+                )
+                .contains(&also)
+            })
+        },
+    );
     // Nor do instances reach nodes or edges.
     let prefix = web[0].split(':').take(3).collect::<Vec<_>>().join(":");
     for number in 1..=6 {

@@ -1,5 +1,7 @@
 //! The commands about who may do what ([`crate::access`]).
 
+use std::collections::BTreeMap;
+
 use model::{AppName, EnvKey, OrgName};
 
 use super::Refused;
@@ -11,14 +13,26 @@ pub(super) fn apply(
     cluster: &mut ClusterState,
     command: &AccessCommand,
 ) -> Result<Changes, Refused> {
+    let mut forgotten = BTreeMap::new();
     if let AccessCommand::RemoveApp { app } = command {
         check_app_is_empty(cluster, app)?;
+        // The name may be another org's tomorrow, and what has ended is known by it.
+        let of_app = cluster
+            .ended
+            .iter()
+            .filter(|(_, ended)| ended.env.app == *app);
+        forgotten = of_app.map(|(id, _)| (*id, None)).collect();
     }
     if let AccessCommand::RemoveOrg { name } = command {
         check_org_has_no_nodes(cluster, name)?;
     }
+    let access = cluster.access.apply(command)?;
+    for id in forgotten.keys() {
+        cluster.ended.remove(id);
+    }
     Ok(Changes {
-        access: cluster.access.apply(command)?,
+        access,
+        ended: forgotten,
         ..Changes::default()
     })
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
+use crate::access::AccessCommand;
 use crate::cluster_state::{Subject, UnreadableRecord};
 use crate::fixtures::{
     InstanceFixture, attach, cluster, database, deploy, exit, key, manifest, name, process, report,
@@ -118,6 +119,45 @@ fn an_instance_is_deleted_only_when_it_is_gone_or_its_node_was_removed() {
     assert_eq!(changes.ended, BTreeMap::from([(id, None)]));
     assert_eq!(refused(&pruned, prune), Refused::NoEndedInstance(id));
     assert_eq!(refused(&cluster, terminate(1)), Refused::NoInstance(id));
+}
+
+#[test]
+fn case_who_takes_the_name_of_an_app_that_was_removed_learns_nothing_of_what_it_ran() {
+    let mut cluster = one();
+    let app = key("shop/prod").app;
+    let owner = |org: &str| AccessCommand::SetOwner {
+        app: app.clone(),
+        org: org.parse().unwrap(),
+    };
+    let org = |name: &str| AccessCommand::CreateOrg {
+        name: name.parse().unwrap(),
+        now: Timestamp(0),
+    };
+    for command in [org("first"), org("other"), owner("first")] {
+        apply(&mut cluster, &Command::Access(command)).unwrap();
+    }
+    let remove = Command::Access(AccessCommand::RemoveApp { app: app.clone() });
+    for (id, instance) in &cluster.instances.clone() {
+        let mut gone = instance.clone();
+        gone.phase = InstancePhase::Gone {
+            reason: "destroyed".to_owned(),
+        };
+        cluster.instances.insert(*id, gone);
+        let delete = Action::Delete {
+            id: *id,
+            at: Timestamp(1),
+        };
+        apply(&mut cluster, &delete.into()).unwrap();
+    }
+    let ended: Vec<_> = cluster.ended.keys().copied().collect();
+    assert!(!ended.is_empty());
+    cluster.envs.clear();
+    cluster.secrets.clear();
+    cluster.volumes = crate::instances::Volumes::default();
+    let changes = apply(&mut cluster, &remove).unwrap();
+    assert_eq!(changes.ended.keys().copied().collect::<Vec<_>>(), ended);
+    assert!(changes.ended.values().all(Option::is_none) && cluster.ended.is_empty());
+    apply(&mut cluster, &Command::Access(owner("other"))).unwrap();
 }
 
 #[test]

@@ -485,7 +485,7 @@ fn members_that_hubs_do_not_relay_to_are_named() {
 fn topology_of(count: u16, mode: Mode) -> Topology {
     let members = (1..=count).map(|number| {
         let member = topology::Member {
-            region: "home".to_owned(),
+            region: "home".into(),
             ..topology::Member::default()
         };
         (NodeId(number), member)

@@ -16,8 +16,15 @@ fn check(cluster: &ClusterState, expected: Expect) {
         let proxy = route
             .proxy_protocol
             .map_or(String::new(), |p| format!(" {p:?}"));
+        let protocol = match route.protocol {
+            AppProtocol::Http1 => "",
+            AppProtocol::H2c => " h2c",
+        };
         let (env, process) = (route.env, route.process);
-        format!("{host} -> {env} {process}{proxy}:{}\n", backends.concat())
+        format!(
+            "{host} -> {env} {process}{proxy}{protocol}:{}\n",
+            backends.concat()
+        )
     });
     expected.assert_eq(&lines.collect::<String>());
 }
@@ -126,6 +133,35 @@ fn backends_of_one_host_share_the_proxy_protocol() {
         expect![[r#"
         web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080
     "#]],
+    );
+}
+
+/// An edge speaks one protocol to all backends of a host; nodes do not hear of it, and a TCP route has none.
+#[test]
+fn backends_of_one_host_speak_the_same() {
+    let mut cluster = rolling();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
+    let second = env.releases.get_mut(&ReleaseNumber(2)).unwrap();
+    let web = second.manifest.processes.values_mut().next().unwrap();
+    web.ports[0].protocol = Protocol::H2c;
+    let target = second.manifest.routes.values_mut().next().unwrap();
+    target.port = 9090;
+    let target = target.clone();
+    (second.manifest.routes).insert(route_name::of_tcp(30_080), target);
+    check(
+        &cluster,
+        expect![[r#"
+            tcp:30080 -> shop/prod web: [fd00:1111:2222:1:0:1:0:3]:9090
+            web.example.com -> shop/prod web h2c: [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+    );
+    cluster.instances.get_mut(&InstanceId(3)).unwrap().report = None;
+    check(
+        &cluster,
+        expect![[r#"
+            tcp:30080 -> shop/prod web:
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080
+        "#]],
     );
 }
 

@@ -253,6 +253,7 @@ pub(crate) fn release(app: &str) -> Release {
         image: None,
         rollback_to: None,
         idempotency_key: None,
+        idempotency_call: None,
     }
 }
 

@@ -30,6 +30,10 @@ pub(super) struct OptionArguments {
     /// Where it tells metrics and readiness to who watches it, HTTP [default: nowhere]
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
+    /// A program that sets and removes records in the DNS, for ACME's DNS-01 and wildcards: called as lego's `exec` is, `PROGRAM present|cleanup RECORD
+    /// VALUE` [default: none]
+    #[arg(long, value_name = "PROGRAM")]
+    acme_dns_hook: Option<PathBuf>,
     #[command(flatten)]
     registries: RegistryArguments,
 }
@@ -63,6 +67,7 @@ impl OptionArguments {
             advertise: self.advertise.clone(),
             registries: self.registries.kept(),
             metrics_listen: self.metrics_listen,
+            acme_dns_hook: self.acme_dns_hook.clone(),
         }
     }
 }
@@ -101,6 +106,7 @@ pub(super) fn server_options(kept: KeptServerOptions, data_dir: &Path) -> Server
         insecure_registries: kept.registries.insecure,
         registry_mirrors: kept.registries.mirrors,
         metrics_listen: kept.metrics_listen,
+        acme_dns_hook: kept.acme_dns_hook,
         ready: None,
     }
 }

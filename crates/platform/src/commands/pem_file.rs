@@ -1,0 +1,22 @@
+//! Small files that a command sends: certificates and keys.
+
+use std::path::Path;
+
+use crate::failure::Failure;
+
+/// Longest file that is read, in bytes: what the server takes of a chain or a key is less.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// The text of such a file.
+pub(super) async fn read(path: &Path) -> Result<String, Failure> {
+    let failed = |cause: String| Failure::new(format!("cannot read {}: {cause}", path.display()));
+    let file = tokio::fs::metadata(path).await;
+    let length = file.map_err(|error| failed(error.to_string()))?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(failed(format!(
+            "it has {length} bytes, more than {MAX_FILE_BYTES}"
+        )));
+    }
+    let text = tokio::fs::read_to_string(path).await;
+    text.map_err(|error| failed(error.to_string()))
+}
