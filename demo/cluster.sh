@@ -30,6 +30,9 @@ page=http://$host:$edge_port/
 tls_page=https://$host:$edge_tls_port/
 ingress_ca=$demo/ingress-ca.pem
 
+# Before what only root may do, in what is shown to whoever came by sudo.
+as_root=${SUDO_USER:+sudo }
+
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
     bold=$'\e[1m' faint=$'\e[2m' red=$'\e[31m' green=$'\e[32m' plain=$'\e[0m'
 else

@@ -11,6 +11,8 @@ export DEMO_DIR DEMO_RUN_DIR
 # shellcheck source=demo/cluster.sh
 . "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
 
+# What says that the folder is of this demo.
+is_ours=$demo/machines
 nodes=${NODES:-3}
 # Of the networks for measurements (RFC 2544): nobody else's.
 network=198.18.7
@@ -41,6 +43,7 @@ up() {
     step "Packages and tools" "$top/demo/install.sh"
     step "Build the platform" make --no-print-directory -C "$top" build
     mkdir -p "$demo" "$run" && chmod 700 "$demo"
+    : >"$is_ours"
     step "An image of the example app, out of Debian packages" "$top/examples/images.sh" hello
     step "$((nodes + 2)) machines on a switch" make_machines
     step "A registry and the control plane, on a machine of their own" start_server
@@ -56,10 +59,11 @@ up() {
     for line in "${times[@]}"; do say "  $line"; done
     say
     say "Go on:"
-    say "  export PLATFORM_CONFIG=$admin_config PATH=$top/target/release:\$PATH"
-    say "  in_server='nsenter --net=/run/netns/$(machine server)'"
-    say "  \$in_server platform ps; \$in_server platform nodes revoke node-2"
-    say "  make down"
+    local command
+    command="${as_root}nsenter --net=/run/netns/$(machine server) env PLATFORM_CONFIG=$admin_config $(printf '%q' "$platform")"
+    say "  alias platform=${command@Q}"
+    say "  platform ps; platform network; platform nodes revoke node-2"
+    say "  ${as_root}make down"
 }
 
 times=()
@@ -217,7 +221,8 @@ isolation() {
 
 down() {
     [ "$(id -u)" -eq 0 ] || die "only root can end the demo" "try: sudo make down"
-    [ -d "$demo" ] || return 0
+    # With DEMO_DIR it may be the demo of one machine, which down.sh ends.
+    [ -e "$is_ours" ] || [ -d "$demo/node-1" ] || return 0
     local name namespace
     for name in edge node-{1..9}; do finish "$name" 10; done
     for name in node-{1..9}; do

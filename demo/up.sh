@@ -202,19 +202,20 @@ look() {
 
 how_to_go_on() {
     say "Go on:"
-    if [ ! "$user_config" -ef "$admin_config" ]; then
-        say "  export PLATFORM_CONFIG=$admin_config      # you have a configuration of your own"
-    fi
+    local config=''
+    [ "$user_config" -ef "$admin_config" ] || config="env PLATFORM_CONFIG=$admin_config "
+    local command
+    command=$as_root$config$(printf '%q' "$platform")
     cat <<TEXT
-  alias platform=${platform@Q}
+  alias platform=${command@Q}
   curl $page                      # again, and the other instance answers
-  curl --cacert $ingress_ca $tls_page
+  ${as_root}curl --cacert $ingress_ca $tls_page
   platform logs -f --process web                         # a line per request
   platform exec -it --process web -- sh                  # a shell beside the app
   platform scale web=3                                   # one more
-  demo/restart.sh node                                   # kill -9 and start a role again: nothing stops
+  ${as_root}demo/restart.sh node                                   # kill -9 and start a role again: nothing stops
   platform destroy --app hello                           # the app alone
-  make down                                              # everything, without a trace
+  ${as_root}make down                                              # everything, without a trace
 The roles' logs are $demo/{server,node,edge}.log.
 TEXT
 }

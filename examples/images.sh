@@ -22,6 +22,9 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(dirname "$here")
 work=${CARGO_TARGET_DIR:-$top/target}/examples
+# Rust, in the home of the user who called sudo too.
+# shellcheck source=demo/rust.sh
+. "$top/demo/rust.sh"
 
 say() { printf '%s\n' "images: $*" >&2; }
 die() { say "$@"; exit 1; }

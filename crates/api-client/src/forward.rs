@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::exec::ExecStream;
+use crate::silence::{STREAM_LOST, STREAM_SIGN_OF_LIFE, unless_silent};
 
 /// The stream of one forwarded connection. Dropping it cuts the stream, which resets the connection at the other end.
 pub type ForwardStream = ExecStream<ForwardFrame>;
@@ -35,7 +36,8 @@ fn reset(error: &io::Error) -> ForwardFailure {
 }
 
 /// Carries bytes both ways until both directions have ended, each by itself: half-closed connections stay open in the other
-/// direction. `gone` is ready when the connection is to be ended before that, with the reason.
+/// direction. `gone` is ready when the connection is to be ended before that, with the reason. `silent` is called where the stream stalls
+/// ([`crate::STREAM_SILENCE`]); one that stays so is cut.
 ///
 /// # Errors
 /// The connection, the stream or the other end's connection broke, or `gone` was ready. This end's connection is reset then, and
@@ -44,6 +46,7 @@ pub async fn carry(
     mut connection: TcpStream,
     mut stream: ForwardStream,
     gone: impl Future<Output = ForwardFailure>,
+    silent: impl Fn(),
 ) -> Result<(), ForwardFailure> {
     // A frame that was begun and not sent to its end: nothing may follow it.
     let in_frame = AtomicBool::new(false);
@@ -53,10 +56,13 @@ pub async fn carry(
         let to_stream = async {
             let mut bytes = vec![0; READ_BYTES];
             loop {
-                let count = source.read(&mut bytes).await?;
+                let read = tokio::time::timeout(STREAM_SIGN_OF_LIFE, source.read(&mut bytes));
+                let count = read.await.ok().transpose()?;
                 let frame = match count {
-                    0 => ForwardFrame::End,
-                    _ => ForwardFrame::Data(bytes[..count].to_vec()),
+                    // A sign of life: no bytes.
+                    None => ForwardFrame::Data(Vec::new()),
+                    Some(0) => ForwardFrame::End,
+                    Some(count) => ForwardFrame::Data(bytes[..count].to_vec()),
                 };
                 in_frame.store(true, Ordering::Relaxed);
                 writer
@@ -64,14 +70,20 @@ pub async fn carry(
                     .await
                     .map_err(|e| Broken::There(reset(&e)))?;
                 in_frame.store(false, Ordering::Relaxed);
-                if count == 0 {
+                if count == Some(0) {
                     return Ok::<(), Broken>(());
                 }
             }
         };
         let from_stream = async {
+            let mut gives_signs = false;
             loop {
-                match reader.next().await {
+                let next = unless_silent(gives_signs, reader.next(), &silent).await;
+                let Some(next) = next else {
+                    return Err(Broken::There(stalled()));
+                };
+                match next {
+                    Ok(Some(ForwardFrame::Data(bytes))) if bytes.is_empty() => gives_signs = true,
                     Ok(Some(ForwardFrame::Data(bytes))) => sink.write_all(&bytes).await?,
                     Ok(Some(ForwardFrame::End)) => {
                         // One that was closed meanwhile has no direction left to end.
@@ -114,6 +126,15 @@ pub async fn carry(
     // A connection that did not end well does not look as if it had.
     let _ = connection.set_zero_linger();
     Err(failure)
+}
+
+/// Nothing came on the stream for too long.
+fn stalled() -> ForwardFailure {
+    let seconds = STREAM_LOST.as_secs();
+    ForwardFailure::new(
+        ForwardFailureKind::Reset,
+        format!("nothing has come through the server for {seconds} s: the connection to it stalls"),
+    )
 }
 
 /// The stream ended before its connection did.

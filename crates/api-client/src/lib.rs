@@ -20,6 +20,7 @@ mod error;
 mod exec;
 mod forward;
 mod logs;
+mod silence;
 
 pub use client::{
     ANSWER_GRACE, ApiClient, CONNECT_TIMEOUT, DEPLOY_TIMEOUT, MAX_ANSWER_BYTES, REQUEST_TIMEOUT,
@@ -29,3 +30,4 @@ pub use error::ClientError;
 pub use exec::{ExecReader, ExecStream, ExecWriter, NodeExec, UserExec};
 pub use forward::{ForwardStream, carry};
 pub use logs::LogStream;
+pub use silence::{STREAM_LOST, STREAM_SIGN_OF_LIFE, STREAM_SILENCE, unless_silent};

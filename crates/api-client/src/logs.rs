@@ -7,8 +7,10 @@ use api::node::{LogLine, MAX_STREAM_LINE_BYTES};
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::Stream;
 use futures_util::stream::BoxStream;
+use tokio::time::Sleep;
 
 use crate::ClientError;
+use crate::silence::STREAM_SILENCE;
 
 const OPERATION: &str = "reading logs";
 
@@ -21,6 +23,10 @@ pub struct LogStream {
     /// How much of the buffer was searched for a line feed already.
     searched: usize,
     ended: bool,
+    /// Whether the server has given a sign of life: it does where lines may come, however late.
+    gives_signs: bool,
+    /// Until when what is waited for is to come, once it is waited for.
+    silence: Option<Pin<Box<Sleep>>>,
 }
 
 impl std::fmt::Debug for LogStream {
@@ -42,6 +48,8 @@ impl LogStream {
             buffer: BytesMut::new(),
             searched: 0,
             ended: false,
+            gives_signs: false,
+            silence: None,
         }
     }
 
@@ -57,6 +65,23 @@ impl LogStream {
         self.buffer.advance(1);
         self.searched = 0;
         Some(line)
+    }
+
+    /// Nothing has come. Who reads slowly is not the one who waits: time counts from the first look that found nothing.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<LogLine, ClientError>>> {
+        if !self.gives_signs {
+            return Poll::Pending;
+        }
+        let silence = self
+            .silence
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STREAM_SILENCE)));
+        std::task::ready!(silence.as_mut().poll(cx));
+        self.ended = true;
+        Poll::Ready(Some(Err(ClientError::TimedOut {
+            operation: OPERATION,
+            server: self.server.clone(),
+            limit: STREAM_SILENCE,
+        })))
     }
 
     fn bad(&self, cause: String) -> ClientError {
@@ -78,7 +103,8 @@ impl Stream for LogStream {
             }
             if let Some(line) = self.next_line() {
                 if line.is_empty() {
-                    continue; // The server's sign of life.
+                    self.gives_signs = true;
+                    continue;
                 }
                 let parsed = serde_json::from_slice(&line).map_err(|e| self.bad(e.to_string()));
                 self.ended = parsed.is_err();
@@ -89,7 +115,11 @@ impl Stream for LogStream {
                 let error = self.bad(format!("a line is over {MAX_STREAM_LINE_BYTES} bytes"));
                 return Poll::Ready(Some(Err(error)));
             }
-            match std::task::ready!(self.body.as_mut().poll_next(cx)) {
+            let Poll::Ready(next) = self.body.as_mut().poll_next(cx) else {
+                return self.poll_silence(cx);
+            };
+            self.silence = None;
+            match next {
                 Some(Ok(bytes)) => self.buffer.extend_from_slice(&bytes),
                 Some(Err(source)) => {
                     self.ended = true;
@@ -110,5 +140,46 @@ impl Stream for LogStream {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::time::Duration;
+
+    use futures_util::{StreamExt as _, stream};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    /// A body that says something after each of these times, in seconds, and nothing after the last.
+    fn body(times: &'static [u64]) -> BoxStream<'static, Result<Bytes, reqwest::Error>> {
+        let signs = stream::iter(times).then(|seconds| async {
+            sleep(Duration::from_secs(*seconds)).await;
+            Ok(Bytes::from_static(b"\n"))
+        });
+        signs.chain(stream::pending()).boxed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn case_a_log_that_is_followed_through_a_connection_that_stalls_ends() {
+        let began = Instant::now();
+        let mut lines = LogStream::new("server".to_owned(), body(&[15, 15, 30]));
+        let error = lines.next().await.unwrap().unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        assert!(error.to_string().contains("within 35 s"), "{error}");
+        assert_eq!(began.elapsed(), Duration::from_secs(60 + 35));
+        assert!(lines.next().await.is_none());
+
+        // Who reads nothing for long, and then goes on, has missed nothing.
+        let mut lines = LogStream::new("server".to_owned(), body(&[15]));
+        let look = tokio::time::timeout(Duration::from_secs(20), lines.next()).await;
+        assert!(look.is_err());
+        // The past is waited for however long it takes: the server gives no signs meanwhile.
+        let mut past = LogStream::new("server".to_owned(), body(&[]));
+        let look = tokio::time::timeout(Duration::from_secs(600), past.next()).await;
+        assert!(look.is_err());
     }
 }

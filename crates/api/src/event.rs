@@ -398,6 +398,7 @@ pub struct EventsQuery {
     pub since: Option<Timestamp>,
     /// At most so many; no more than [`MAX_EVENTS_LISTED`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_EVENTS_LISTED))]
     pub limit: Option<u32>,
     /// With `after`: how long to wait for the next event, in milliseconds; at most [`crate::MAX_WAIT_MS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -215,9 +215,9 @@ pub mod paths {
 
 pub use unreadable::Unreadable;
 
-/// The header by which a caller names one call that makes a release, 1 to [`MAX_IDEMPOTENCY_KEY_BYTES`] visible ASCII characters
+/// The header by which a caller names one call that makes a release or a run, 1 to [`MAX_IDEMPOTENCY_KEY_BYTES`] visible ASCII characters
 /// (draft-ietf-httpapi-idempotency-key-header; its quotes may be left out). The same user's same call for the same env, made again because its answer
-/// was lost, is answered as the first time and makes nothing more, as long as the release is kept.
+/// was lost, is answered as the first time and makes nothing more, as long as the release is kept, or the run is one of the last of its env.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Longest [`IDEMPOTENCY_KEY`], in bytes.
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 128;

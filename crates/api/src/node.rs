@@ -262,6 +262,28 @@ pub struct StreamRequest {
 pub struct StreamRefused {
     /// Why, for people.
     pub reason: String,
+    /// Whether it may do it later. A node of before this field leaves it out: what it refuses it does not know.
+    #[serde(default, skip_serializing_if = "RefusalKind::is_unsupported")]
+    pub kind: RefusalKind,
+}
+
+/// What becomes of a stream that a node refused, if it is asked for again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RefusalKind {
+    /// The node has as many of its kind as it takes at a time.
+    Busy,
+    /// It is refused until the node is upgraded. A kind of a newer node is read as this.
+    #[default]
+    #[serde(other)]
+    Unsupported,
+}
+
+impl RefusalKind {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+    fn is_unsupported(&self) -> bool {
+        *self == Self::Unsupported
+    }
 }
 
 /// What a node is to send on a stream, and how it opens it.

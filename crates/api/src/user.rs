@@ -35,7 +35,8 @@ pub use access::{
     NotARole, OrgRow, Role, UserRow, UserTokenRow, WhoAmI,
 };
 pub use lists::{
-    DEFAULT_PAGE, EnvsQuery, InstancesQuery, MAX_PAGE, NodesQuery, Paged, VolumesQuery,
+    AppsQuery, DEFAULT_PAGE, EnvsQuery, InstancesQuery, MAX_PAGE, NodesQuery, Paged,
+    UserTokensQuery, UsersQuery, VolumesQuery,
 };
 pub use logs::{DEFAULT_TAIL, LogsQuery, MAX_LOG_TEXT_BYTES};
 pub use network::{NetworkMember, NetworkSettingsRequest, NetworkStatus, NetworkWarning};
@@ -46,7 +47,7 @@ pub use network_doctor::{
 pub use plan::{ManifestChange, PlanResponse, PlannedPlace, PlannedProcess};
 pub use queries::{
     AcknowledgementsQuery, DeployQuery, NewestReleaseQuery, OrgQuery, RegistryQuery, RolloutQuery,
-    StatsQuery, UserTokensQuery,
+    StatsQuery,
 };
 pub use releases::{ReleaseRow, RollbackRequest};
 pub use run::{
@@ -121,6 +122,7 @@ pub struct CreateTokenRequest {
     /// What its user becomes.
     pub role: EnrollRole,
     /// Seconds until it expires, 1 to 86400.
+    #[schemars(range(min = 1, max = 86_400))]
     pub ttl_seconds: u64,
     /// The region that the machine is in. Absent: the machine says.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,8 +10,8 @@ use api::edge::{
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::member::{Measurement, MeasurementRequest};
 use api::node::{
-    DesiredState, InstanceReport, LogLine, PullSecret, ReportAnswer, ReportDelta, SignalAnswer,
-    StreamRefused, StreamRequest, StreamWanted,
+    DesiredState, InstanceReport, LogLine, PullSecret, RefusalKind, ReportAnswer, ReportDelta,
+    SignalAnswer, StreamRefused, StreamRequest, StreamWanted,
 };
 use api::user::{DeployRequest, RegistryLoginRequest, RolloutStatus};
 use model::Timestamp;
@@ -88,6 +88,23 @@ fn messages_that_protocol_version_4_added_are_read_with_and_without_added_fields
         "fixtures/protocol_4/host_certificate_response.json"
     ));
     check::<ChallengeTable>(include_str!("fixtures/protocol_4/challenge_table.json"));
+    check::<StreamRefused>(include_str!("fixtures/protocol_4/stream_refused.json"));
+}
+
+#[test]
+fn a_stream_that_is_refused_for_a_reason_of_a_newer_node_is_one_that_it_does_not_know() {
+    let recorded = include_str!("fixtures/protocol_4/stream_refused.json");
+    let read = |value: Value| {
+        let refused = changed(recorded, "/kind", value);
+        serde_json::from_value::<StreamRefused>(refused)
+            .unwrap()
+            .kind
+    };
+    assert_eq!(read(json!("busy")), RefusalKind::Busy);
+    assert_eq!(read(json!("asleep")), RefusalKind::Unsupported);
+    let old = include_str!("fixtures/protocol_2/stream_refused.json");
+    let old: StreamRefused = serde_json::from_str(old).unwrap();
+    assert_eq!(old.kind, RefusalKind::Unsupported);
 }
 
 /// The recorded message with one value replaced.

@@ -12,7 +12,7 @@ use axum::extract::FromRequestParts;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use model::{AppName, EnvKey, OrgName, Timestamp, UserName};
-use scheduler::access::{Access, AccessCommand, Caller, NotLetIn};
+use scheduler::access::{Access, AccessCommand, AccessRefused, Caller, NotLetIn};
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, TokenHash};
 
@@ -234,6 +234,8 @@ impl User {
             }
             None => self.org_at_hand()?,
         };
+        let room = cluster.access.check_room_for_app(&org);
+        room.map_err(|refused| too_many_apps(&refused))?;
         let app = app.clone();
         let command = AccessCommand::SetOwner { app, org };
         Ok(Some(Command::Access(command)))
@@ -268,6 +270,13 @@ fn too_little(has: Role, needed: Role, place: &str) -> ApiFailure {
         "this call needs the role {needed} in {place}, and you have the role {has} there"
     ))
     .hint("`platform whoami` shows what your token opens; an admin can give you more")
+}
+
+/// 422 for an org that has as many apps as it may.
+pub(crate) fn too_many_apps(refused: &AccessRefused) -> ApiFailure {
+    ApiFailure::refused("too_many_apps", refused.to_string()).hint(
+        "`platform apps remove` frees a name that is not needed; another org has room of its own",
+    )
 }
 
 /// 404 for an org.

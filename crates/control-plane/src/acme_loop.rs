@@ -260,8 +260,12 @@ impl Driver {
                 }
             };
             for host in hosts {
-                let is_routed = index.contains(&host) && route_name::tcp_port(&host).is_none();
-                plan.set_routed(&host, is_routed, at);
+                // Of a TCP route for one host, that host; of others none.
+                let host = match route_name::tls(&host) {
+                    Some((named, _)) => named,
+                    None => host.as_str(),
+                };
+                plan.set_routed(host, index.is_served(host), at);
             }
             self.routes = Some(current);
         }
@@ -514,7 +518,9 @@ pub(crate) fn failures_of<'h>(
     app: &App,
     hosts: impl Iterator<Item = &'h String>,
 ) -> Vec<api::acme::AcmeNameRow> {
-    let hosts: BTreeSet<&String> = hosts.take(MAX_ACME_NAMES_LISTED).collect();
+    // Of a TCP route for one host, that host.
+    let hosts = hosts.map(|name| route_name::tls(name).map_or(name.as_str(), |(host, _)| host));
+    let hosts: BTreeSet<&str> = hosts.take(MAX_ACME_NAMES_LISTED).collect();
     hosts
         .into_iter()
         .filter_map(|host| app.acme.failure_of(host))

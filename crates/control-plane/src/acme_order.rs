@@ -16,7 +16,10 @@ use api::edge::{Challenge, HttpChallenge};
 use api::enrollment::Member;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use identity::{HostCertificate, KeyError, certified_key, generate_host_key, hex, host_request};
+use identity::{
+    CLOCK_SKEW_SECONDS, HostCertificate, KeyError, certified_key, generate_host_key, hex,
+    host_request,
+};
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeStatus,
     ChallengeType, ExternalAccountKey, Identifier, NewAccount, NewOrder, Order, OrderStatus,
@@ -94,9 +97,7 @@ pub(crate) async fn order(
     let chain_pem = finish(app, &client, &config, &mut order, name, &key_pem).await?;
     let checked = certified_key(&chain_pem, &key_pem);
     let (says, _) = checked.map_err(|error| OrderError::Unusable(error.to_string()))?;
-    if !says.hosts.iter().any(|host| host == name) || says.not_after <= now() {
-        let hosts = says.hosts.join(", ");
-        let what = format!("it is for {hosts}, and ends at {}", says.not_after.0);
+    if let Some(what) = not_what_was_ordered(&says, name, now()) {
         return Err(OrderError::Unusable(what));
     }
     let stored = StoredCertificate {
@@ -112,6 +113,32 @@ pub(crate) async fn order(
     }
     (app.acme.delete_record(name).await).map_err(CertificatesError::from)?;
     Ok(says)
+}
+
+/// What is wrong with a certificate that an authority has made. One for more names than the one that was ordered would be shown for those, too.
+fn not_what_was_ordered(says: &HostCertificate, name: &str, now: Timestamp) -> Option<String> {
+    let is_for_it = says.hosts.iter().all(|host| host == name);
+    let begins = says.not_before.0 <= now.0.saturating_add(CLOCK_SKEW_SECONDS * 1000);
+    if !is_for_it {
+        let hosts = says.hosts.join(", ");
+        Some(format!("it is for {hosts}, and one for {name} was ordered"))
+    } else if says.not_after <= now {
+        Some(format!("it ended at {}", moment(says.not_after)))
+    } else if !begins {
+        let from = moment(says.not_before);
+        Some(format!(
+            "it is valid from {from} on: is one of the clocks wrong, the server's or the authority's?"
+        ))
+    } else {
+        None
+    }
+}
+
+/// A moment in RFC 3339, UTC.
+fn moment(at: Timestamp) -> String {
+    let millis = i64::try_from(at.0).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis)
+        .map_or_else(|_| at.0.to_string(), |at| format!("{at:.0}"))
 }
 
 /// The cluster's end of connections to the authority that is set.
@@ -596,6 +623,51 @@ mod tests {
         for is_wildcard in [true, false] {
             let error = of(ChallengePreference::Dns01, is_wildcard, false).unwrap_err();
             assert!(error.contains("--acme-dns-hook"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_for_other_names_or_another_time_is_not_what_was_ordered() {
+        let day = 86_400_000;
+        let now = Timestamp(1_796_000_000_000);
+        let refused = |hosts: &[&str], from: u64, to: u64| {
+            let says = HostCertificate {
+                hosts: hosts.iter().map(ToString::to_string).collect(),
+                issuer: "an authority".to_owned(),
+                not_before: Timestamp(from),
+                not_after: Timestamp(to),
+            };
+            not_what_was_ordered(&says, "a.example.com", now)
+        };
+        let (before, after) = (now.0 - day, now.0 + day);
+        assert_eq!(refused(&["a.example.com"], before, after), None);
+        for (hosts, from, to, said) in [
+            (
+                &["a.example.com", "*.example.com"][..],
+                before,
+                after,
+                "it is for a.example.com, *.example.com, and one for a.example.com was ordered",
+            ),
+            (
+                &["b.example.com"],
+                before,
+                after,
+                "it is for b.example.com, and one for a.example.com was ordered",
+            ),
+            (
+                &["a.example.com"],
+                before - day,
+                before,
+                "it ended at 2026-11-29T00:53:20Z",
+            ),
+            (
+                &["a.example.com"],
+                after,
+                after + day,
+                "it is valid from 2026-12-01T00:53:20Z on: is one of the clocks wrong, the server's or the authority's?",
+            ),
+        ] {
+            assert_eq!(refused(hosts, from, to).as_deref(), Some(said));
         }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut leader: Leader, mut requests: R
                 continue;
             }
         }
-        if let Err(error) = commit_batch(&shared, &mut leader, &mut gathered).await
+        if let Err(error) = commit_batch(&shared, &mut leader, &mut requests, &mut gathered).await
             && error.ends_the_term().is_some()
         {
             shared.lost.cancel();
@@ -56,21 +56,29 @@ async fn refuse_all(error: &NotCommitted, mut requests: Requests, mut gathered: 
 async fn commit_batch(
     shared: &Shared,
     leader: &mut Leader,
+    requests: &mut Requests,
     gathered: &mut Vec<Request>,
 ) -> Result<(), NotCommitted> {
-    let (started, asked) = (Instant::now(), gathered.len());
+    let started = Instant::now();
     // First the store's lock, which may take a while: the request of a caller who leaves meanwhile is not decided.
     let mut writing = match shared.store.begin_write(shared.term).await {
         Ok(writing) => writing,
         Err(error) => {
             let error = not_committed(error);
-            (shared.metrics).committed(Outcome::Failure, asked, started.elapsed());
+            (shared.metrics).committed(Outcome::Failure, gathered.len(), started.elapsed());
             for decide in gathered.drain(..) {
                 decide(Err(error.clone()));
             }
             return Err(error);
         }
     };
+    // Those that came meanwhile share its transaction.
+    while gathered.len() < MAX_BATCH
+        && let Ok(decide) = requests.try_recv()
+    {
+        gathered.push(decide);
+    }
+    let asked = gathered.len();
     let replies: Vec<_> = (gathered.drain(..))
         .filter_map(|decide| guarded(leader, decide))
         .collect();

@@ -12,8 +12,9 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::response::Response;
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
-use hyper::service::service_fn;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::RootCertStore;
 use tokio::net::TcpStream;
@@ -125,6 +126,8 @@ impl hyper::body::Body for Answer {
 }
 
 /// Serves a connection until it ends, or `shutdown`.
+///
+/// There are thousands, and each is a future of this: what it needs for its handshake, or for HTTP/1.1 only, is on the heap for as long as that takes.
 pub(crate) async fn serve(
     stream: TcpStream,
     from: SocketAddr,
@@ -133,35 +136,66 @@ pub(crate) async fn serve(
     shares: Shares,
     shutdown: CancellationToken,
 ) {
-    let deadline = Instant::now() + STRANGER_TIMEOUT;
-    // Without a place it is closed at once: those who came just before are about to show who they are.
-    let Some(stranger) = shares.admit(Peer::stranger(from.ip())) else {
+    let admitted = Box::pin(admit(stream, from, &tls, shares, &shutdown)).await;
+    drop(tls);
+    let Some((stream, connection)) = admitted else {
         return;
     };
+    if stream.get_ref().1.alpn_protocol() == Some(H2) {
+        let admission = Arc::clone(&connection.admission);
+        let serving = connection.http2(stream, dispatch);
+        let finish = |serving: Pin<&mut Http2>| {
+            serving.get_mut().connection.as_mut().graceful_shutdown();
+        };
+        until_its_end(serving, finish, from, &admission, &shutdown).await;
+    } else {
+        Box::pin(connection.http1(stream, dispatch, &shutdown)).await;
+    }
+}
+
+/// A connection whose client is known, as far as its certificate says.
+#[derive(Clone)]
+struct Admitted {
+    from: SocketAddr,
+    shown: Arc<Shown>,
+    admission: Arc<Admission>,
+}
+
+/// The TLS handshake, and a place among the connections. Absent: it is closed.
+async fn admit(
+    stream: TcpStream,
+    from: SocketAddr,
+    tls: &Tls,
+    shares: Shares,
+    shutdown: &CancellationToken,
+) -> Option<(TlsStream<TcpStream>, Admitted)> {
+    let deadline = Instant::now() + STRANGER_TIMEOUT;
+    // Without a place it is closed at once: those who came just before are about to show who they are.
+    let stranger = shares.admit(Peer::stranger(from.ip()))?;
     // Small answers must not wait for each other.
     let _ = stream.set_nodelay(true);
     let handshake = timeout(HANDSHAKE_TIMEOUT, tls.acceptor.accept(stream));
     let handshake = tokio::select! {
         handshake = handshake => handshake,
-        () = stranger.closed().cancelled() => return,
-        () = shutdown.cancelled() => return,
+        () = stranger.closed().cancelled() => return None,
+        () = shutdown.cancelled() => return None,
     };
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%from, %error, "no TLS");
-            return;
+            return None;
         }
         Err(_) => {
             tracing::debug!(%from, "the TLS handshake took too long");
-            return;
+            return None;
         }
     };
     let shown = match shown(&stream, &tls.roots) {
         Ok(shown) => shown,
         Err(error) => {
             tracing::warn!(%from, %error, "refused a client certificate");
-            return;
+            return None;
         }
     };
     // Whoever has shown a certificate is a stranger no longer, and leaves that place to others.
@@ -180,35 +214,67 @@ pub(crate) async fn serve(
     };
     let Some(place) = place else {
         tracing::debug!(%from, ?shown, "refused a connection: it has as many as may be");
-        return;
+        return None;
     };
-    let admission = Arc::new(Admission::new(place, deadline));
-    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
-    let shown = Arc::new(shown);
-    let service = service_fn({
-        let (admission, shown) = (Arc::clone(&admission), Arc::clone(&shown));
-        move |request: Request<Incoming>| {
-            let (dispatch, admission) = (dispatch.clone(), Arc::clone(&admission));
-            let shown = Arc::clone(&shown);
-            async move {
-                if *shown != Shown::Nobody {
-                    let answered = dispatch.answer(&shown, from, &admission, request).await;
-                    return Ok::<_, Infallible>(answered);
-                }
-                let busy = admission.activity.begin();
-                let response = dispatch.answer(&shown, from, &admission, request).await;
-                Ok(response.map(|body| Body::new(Answer { body, _busy: busy })))
+    let connection = Admitted {
+        from,
+        shown: Arc::new(shown),
+        admission: Arc::new(Admission::new(place, deadline)),
+    };
+    Some((stream, connection))
+}
+
+type Http2 = WithRequests<
+    hyper::server::conn::http2::Connection<TokioIo<TlsStream<TcpStream>>, Answering, Requests>,
+>;
+
+/// Answers the requests of a connection.
+struct Answering {
+    connection: Admitted,
+    dispatch: Dispatch,
+}
+
+impl Service<Request<Incoming>> for Answering {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let Admitted {
+            from,
+            shown,
+            admission,
+        } = self.connection.clone();
+        let dispatch = self.dispatch.clone();
+        Box::pin(async move {
+            if *shown != Shown::Nobody {
+                return Ok(dispatch.answer(&shown, from, &admission, request).await);
             }
+            let busy = admission.activity.begin();
+            let response = dispatch.answer(&shown, from, &admission, request).await;
+            Ok(response.map(|body| Body::new(Answer { body, _busy: busy })))
+        })
+    }
+}
+
+impl Admitted {
+    fn answering(self, dispatch: Dispatch) -> Answering {
+        Answering {
+            connection: self,
+            dispatch,
         }
-    });
-    let io = TokioIo::new(stream);
-    if is_h2 {
-        let (streams, requests) = match *shown {
+    }
+
+    fn http2(self, stream: TlsStream<TcpStream>, dispatch: Dispatch) -> Http2 {
+        let (streams, requests) = match *self.shown {
             Shown::Server => (MAX_STREAMS_OF_A_SERVER, Requests::Spawned),
             Shown::Nobody | Shown::Member(_) => (MAX_STREAMS_OF_OTHERS, Requests::in_place()),
         };
+        let is_member = matches!(*self.shown, Shown::Member(_));
         let serving = hyper::server::conn::http2::Builder::new(requests.clone())
             .timer(TokioTimer::new())
+            // A member does not read it, and each second's would stay in the connection's table of headers (RFC 7541, 2.3.2).
+            .auto_date_header(!is_member)
             .max_concurrent_streams(streams)
             .max_header_list_size(MAX_HEADER_BYTES)
             // What is sent and not read yet is held here.
@@ -216,27 +282,28 @@ pub(crate) async fn serve(
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT)
-            .serve_connection(io, service);
-        until_its_end(
-            WithRequests::new(serving, requests),
-            |serving| serving.get_mut().connection.as_mut().graceful_shutdown(),
-            from,
-            &admission,
-            &shutdown,
-        )
-        .await;
-    } else {
+            .serve_connection(TokioIo::new(stream), self.answering(dispatch));
+        WithRequests::new(serving, requests)
+    }
+
+    async fn http1(
+        self,
+        stream: TlsStream<TcpStream>,
+        dispatch: Dispatch,
+        shutdown: &CancellationToken,
+    ) {
+        let (from, admission) = (self.from, Arc::clone(&self.admission));
         let serving = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(io, service)
+            .serve_connection(TokioIo::new(stream), self.answering(dispatch))
             .with_upgrades();
         until_its_end(
             serving,
             hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown,
             from,
             &admission,
-            &shutdown,
+            shutdown,
         )
         .await;
     }

@@ -13,7 +13,7 @@ use ::api::{error_code, paths};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
-use http::header::{CONTENT_TYPE, RETRY_AFTER, UPGRADE};
+use http::header::{ALLOW, CONTENT_TYPE, UPGRADE};
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
@@ -158,7 +158,10 @@ impl Dispatch {
             return None;
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Some(method_not_allowed().into_response());
+            let mut response = method_not_allowed().into_response();
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            response.headers_mut().insert(ALLOW, allowed);
+            return Some(response);
         }
         Some(match (path, self.role.now()) {
             (paths::OPENAPI, _) => {
@@ -178,7 +181,7 @@ impl Dispatch {
     ) -> Response {
         if admission.is_stranger()
             && let Some(hash) = user_token(request.headers())
-            && let Ok(Some(name)) = self.door.users.of_token(&hash).await
+            && let Ok(Some(name)) = Box::pin(self.door.users.of_token(&hash)).await
             && !admission.admit_user(&self.door.shares, name.to_string())
         {
             return too_many_connections();
@@ -209,7 +212,8 @@ impl Dispatch {
                 router.oneshot(request).await.unwrap_or_else(|e| match e {})
             }
             (Answerer::Leader, Role::Following { term, leader }) => {
-                self.forward(peer, from, request, term, &leader).await
+                // On the heap: what is answered here has no room for it.
+                Box::pin(self.forward(peer, from, request, term, &leader)).await
             }
             (Answerer::Me | Answerer::Leader | Answerer::Nobody, _) => {
                 no_leader("no server leads at the moment")
@@ -390,12 +394,7 @@ fn unavailable(code: &'static str, message: &str) -> Response {
     let failure = ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
         .hint("try again in a moment: another server takes over within 10 s")
         .retry_after(LEADER_RETRY);
-    let mut response = failure.into_response();
-    let seconds = LEADER_RETRY.max(Duration::from_secs(1)).as_secs();
-    response
-        .headers_mut()
-        .insert(RETRY_AFTER, HeaderValue::from(seconds));
-    response
+    failure.into_response()
 }
 
 fn client(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::{ApiError, PROBLEM_JSON, Problem, error_code};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use scheduler::apply::Refused;
 use store::StoreError;
@@ -126,6 +126,7 @@ pub(crate) const REVOKED: HeaderName = HeaderName::from_static("platform-revoked
 impl IntoResponse for ApiFailure {
     fn into_response(self) -> Response {
         let is_revoked = self.error.code == error_code::REVOKED;
+        let wait = self.error.retry_after_ms;
         let title = self.status.canonical_reason().unwrap_or_default();
         let problem = Problem::new(self.status.as_u16(), title, self.error);
         let mut response = (self.status, Json(problem)).into_response();
@@ -134,6 +135,11 @@ impl IntoResponse for ApiFailure {
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer realm=\"platform\"");
             response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+        }
+        if let Some(wait) = wait {
+            // In whole seconds, and not before the time.
+            let seconds = HeaderValue::from(wait.div_ceil(1000).max(1));
+            response.headers_mut().insert(RETRY_AFTER, seconds);
         }
         if is_revoked {
             let yes = HeaderValue::from_static("yes");
@@ -211,5 +217,22 @@ impl From<Refused> for ApiFailure {
 impl From<identity::KeyError> for ApiFailure {
     fn from(error: identity::KeyError) -> Self {
         Self::internal(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_to_try_again_is_in_the_header_in_whole_seconds() {
+        for (millis, seconds) in [(1, "1"), (1_000, "1"), (1_001, "2"), (5_000, "5")] {
+            let failure = ApiFailure::conflict("later", "not now");
+            let failure = failure.retry_after(Duration::from_millis(millis));
+            let response = failure.into_response();
+            assert_eq!(response.headers()[RETRY_AFTER], seconds, "{millis}");
+        }
+        let response = ApiFailure::conflict("never", "no").into_response();
+        assert!(!response.headers().contains_key(RETRY_AFTER));
     }
 }

@@ -149,6 +149,8 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest body of a call that anybody may make, in bytes: an enrollment has a certificate request and a few names. Strangers have so many of them open at a
 /// time that those of users would fill the memory.
 pub(crate) const MAX_STRANGERS_BODY_BYTES: usize = 16 << 10;
+/// How long the rest of a body that is too long stays with its stream, so that the refusal is sent before the stream is reset.
+pub(crate) const REFUSED_BODY_GRACE: Duration = Duration::from_secs(1);
 /// Users who read logs at a time.
 pub const MAX_LOG_READERS: usize = 128;
 /// Commands that users run beside apps at a time, in the whole cluster.
@@ -165,6 +167,8 @@ pub(crate) const MAX_CALL_ANSWER_BYTES: usize = 1024 * 1024;
 pub(crate) const EXEC_NODE_CHECK: Duration = Duration::from_secs(10);
 /// How long a user's command line may take to hang up once its command has ended.
 pub(crate) const EXEC_HANG_UP_TIMEOUT: Duration = Duration::from_secs(2);
+/// When a caller may try again whose node has as many streams of a kind as it takes.
+pub(crate) const NODE_BUSY_RETRY: Duration = Duration::from_secs(5);
 /// Streams that wait for one node to open them.
 pub(crate) const MAX_WAITING_STREAMS: usize = 256;
 /// How long a node may take to open a stream it is asked for.

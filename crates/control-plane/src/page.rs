@@ -7,7 +7,8 @@ use api::user::{DEFAULT_PAGE, MAX_PAGE, Paged};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, header};
-use model::{AppName, EnvKey, EnvName};
+use model::{AppName, EnvKey, EnvName, UserName};
+use scheduler::cluster_state::TokenHash;
 use serde::Serialize;
 
 use crate::failure::ApiFailure;
@@ -103,6 +104,45 @@ impl FromStr for InApp {
     }
 }
 
+/// A place in the list of tokens, which is ordered by user and then by hash: the user, and the token's id, with which its hash begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OfUser {
+    pub(crate) user: UserName,
+    pub(crate) id: String,
+}
+
+impl OfUser {
+    /// The place behind every token of this id.
+    pub(crate) fn key(&self) -> Option<(UserName, TokenHash)> {
+        let mut last = [u8::MAX; 32];
+        for (byte, at) in last.iter_mut().zip((0..self.id.len()).step_by(2)) {
+            *byte = u8::from_str_radix(self.id.get(at..at + 2)?, 16).ok()?;
+        }
+        Some((self.user.clone(), last))
+    }
+}
+
+impl fmt::Display for OfUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.user, self.id)
+    }
+}
+
+impl FromStr for OfUser {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (user, id) = text.rsplit_once('/').ok_or(())?;
+        let place = Self {
+            user: user.parse().map_err(|_| ())?,
+            id: id.to_owned(),
+        };
+        let is_id = !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_whole = place.key().is_some();
+        (is_id && is_whole).then_some(place).ok_or(())
+    }
+}
+
 /// The rows of one page, and the URL of the next.
 #[derive(Debug)]
 pub(crate) struct Rows<T> {
@@ -143,7 +183,7 @@ impl<T: Serialize> IntoResponse for Rows<T> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use api::user::InstancesQuery;
+    use api::user::{InstancesQuery, UserTokensQuery};
     use model::{InstanceId, NodeId};
 
     use super::*;
@@ -175,6 +215,29 @@ mod tests {
         assert!(Page::<NodeId>::of(&query("n7", Some(0))).is_err());
         assert!(Page::<NodeId>::of(&query("n7", Some(10_001))).is_err());
         assert_eq!(Page::<NodeId>::of(&query("n7", None)).unwrap().limit, 1000);
+    }
+
+    #[test]
+    fn a_place_of_tokens_is_behind_the_token_that_it_names() {
+        let query = UserTokensQuery {
+            after: Some("ann@example.com/0a1b2c3d4e5f".to_owned()),
+            ..UserTokensQuery::default()
+        };
+        let place = Page::<OfUser>::of(&query).unwrap().after.unwrap();
+        assert_eq!(place.to_string(), "ann@example.com/0a1b2c3d4e5f");
+        let (user, last) = place.key().unwrap();
+        assert_eq!(user.as_str(), "ann@example.com");
+        assert_eq!(last[..7], [0x0a, 0x1b, 0x2c, 0x3d, 0x4e, 0x5f, 0xff]);
+        for wrong in [
+            "",
+            "ann",
+            "ann/",
+            "ann/0a1",
+            "ann/0a1b2c3d4e5g",
+            "/0a1b2c3d4e5f",
+        ] {
+            assert!(wrong.parse::<OfUser>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

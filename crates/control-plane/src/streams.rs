@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use api::node::{LogsWanted, StreamRequest, StreamWanted};
+use api::node::{LogsWanted, StreamRefused, StreamRequest, StreamWanted};
 use bytes::Bytes;
 use hyper::upgrade::Upgraded;
 use identity::KeyError;
@@ -51,8 +51,8 @@ pub(crate) enum Waiting {
     Answer(oneshot::Sender<Answered<Bytes>>),
 }
 
-/// What a node opened, or why it refused, for people.
-pub(crate) type Answered<T> = Result<T, String>;
+/// What a node opened, or why it refused.
+pub(crate) type Answered<T> = Result<T, StreamRefused>;
 
 /// One stream of logs, asked for or open. However it ends, its reader is told once, by its drop.
 #[derive(Debug)]

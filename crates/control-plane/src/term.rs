@@ -102,6 +102,8 @@ impl LedTerm {
             insecure: foundation.insecure_registries.clone(),
             mirrors: foundation.registry_mirrors.clone(),
             credentials: Credentials::Source(Arc::new(logins.clone())),
+            // Whoever may deploy names the registry.
+            addresses: registry::Addresses::Checked,
             limits: registry::Limits {
                 retry_after_max: REGISTRY_PAUSE,
                 longer_wait: registry::LongerWait::Return,

@@ -14,7 +14,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -63,7 +63,7 @@ async fn server_process() {
     let folder = Path::new(&folder);
     let server = Server::start(folder).await;
     let said = serde_json::json!({
-        "url": server.ready.url, "config": server.ready.client_config, "pid": std::process::id(),
+        "url": server.ready.url, "config": server.ready.client_config,
     });
     std::fs::write(folder.join("said.new"), said.to_string()).unwrap();
     std::fs::rename(folder.join("said.new"), folder.join("said")).unwrap();
@@ -71,33 +71,30 @@ async fn server_process() {
 }
 
 struct Process {
-    /// The server, or what slows its disk down and ends with it.
     child: Child,
-    pid: rustix::process::Pid,
     url: String,
     config: ClientConfig,
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Process {
     async fn start(folder: &Path, sync: Duration) -> Self {
-        let mut server = with_slow_syncs("server_process", sync);
-        let child = server.env(FOLDER, folder).spawn().unwrap();
+        let child = with_slow_syncs("server_process", folder, sync)
+            .spawn()
+            .unwrap();
         let said = eventually("the server is ready", async || {
             let text = std::fs::read(folder.join("said")).ok()?;
             serde_json::from_slice::<serde_json::Value>(&text).ok()
         })
         .await;
-        let pid = i32::try_from(said["pid"].as_i64().unwrap()).unwrap();
         Self {
             child,
-            pid: rustix::process::Pid::from_raw(pid).unwrap(),
             url: said["url"].as_str().unwrap().to_owned(),
             config: ClientConfig::load(Path::new(said["config"].as_str().unwrap())).unwrap(),
         }
@@ -418,23 +415,27 @@ async fn heartbeats(server: &Process, ways: &Ways) {
 /// A sync of a disk that keeps its word: about what an SSD without a battery behind its cache takes.
 const SYNC: Duration = Duration::from_millis(1);
 
+/// A library that has syncs take longer, compiled into `folder`. Tracing the server instead would slow down all that it does.
+fn slow_syncs(folder: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slow_sync.c");
+    let library = folder.join("slow_sync.so");
+    let compiled = Command::new("cc")
+        .args(["-O2", "-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .status();
+    assert!(compiled.unwrap().success(), "cc");
+    library
+}
+
 /// A test of this program in a process of its own, whose disk takes so long for each sync beside what the real one takes.
-fn with_slow_syncs(test: &str, sync: Duration) -> Command {
-    let exe = std::env::current_exe().unwrap();
-    let mut command = if sync.is_zero() {
-        Command::new(exe)
-    } else {
-        let mut strace = Command::new("strace");
-        let inject = format!("inject=fsync,fdatasync:delay_exit={}", sync.as_micros());
-        strace
-            .args(["-f", "--seccomp-bpf", "-qqq"])
-            .args(["-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"])
-            .arg(inject)
-            .arg(exe);
-        strace
-    };
+fn with_slow_syncs(test: &str, folder: &Path, sync: Duration) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if !sync.is_zero() {
+        command.env("LD_PRELOAD", slow_syncs(folder));
+        command.env("SYNC_MICROS", sync.as_micros().to_string());
+    }
     command.args(["--ignored", "--exact", test]);
-    command.stdout(Stdio::null());
+    command.env(FOLDER, folder).stdout(Stdio::null());
     command
 }
 
@@ -496,8 +497,8 @@ async fn durable_writes(sync: Duration) {
     while tasks.join_next().await.is_some() {}
     drop(server);
 
-    let mut plain = with_slow_syncs("plain_client_process", sync);
-    let ended = plain.env(FOLDER, folder.path()).status().unwrap();
+    let mut plain = with_slow_syncs("plain_client_process", folder.path(), sync);
+    let ended = plain.status().unwrap();
     assert!(ended.success(), "{ended}");
     let plain = std::fs::read_to_string(folder.path().join("plain")).unwrap();
     let plain: f64 = plain.parse().unwrap();
@@ -512,11 +513,7 @@ async fn durable_writes(sync: Duration) {
 #[ignore = "a measurement: make bench"]
 async fn writes_against_a_plain_client() {
     durable_writes(Duration::ZERO).await;
-    if Command::new("strace").arg("--version").output().is_ok() {
-        durable_writes(SYNC).await;
-    } else {
-        println!("skipped: durable writes where a sync costs something (strace is not installed)");
-    }
+    durable_writes(SYNC).await;
 }
 
 /// Instances that are listed, of so many apps, on so many nodes.

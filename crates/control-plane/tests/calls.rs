@@ -3,10 +3,12 @@
 
 mod support;
 
+use std::time::Duration;
+
 use api::exec::UserFrame;
 use api::forward::ForwardFrame;
 use api::node::{ExecWanted, InstanceStats, SignalAnswer};
-use api::node::{StreamRefused, StreamRequest, StreamWanted};
+use api::node::{RefusalKind, StreamRefused, StreamRequest, StreamWanted};
 use api::user::{ExecQuery, ScaleRequest, SetSecretsRequest, SignalRequest};
 use api_client::ApiClient;
 use guest_protocol::{GuestFrame, GuestStats, Stream};
@@ -211,12 +213,26 @@ async fn signals_and_stats_are_asked_of_the_node() {
     let (sent, ()) = tokio::join!(server.user.signal(ids[1], &request), async {
         let StreamRequest { stream, .. } = asked(&node.client).await;
         let reason = "this node does not know signals".to_owned();
-        let refused = StreamRefused { reason };
+        let kind = RefusalKind::Unsupported;
+        let refused = StreamRefused { reason, kind };
         node.client.refuse_stream(&stream, &refused).await.unwrap();
     });
     let refused = sent.unwrap_err();
     assert_eq!(refused.code(), Some("node_unsupported"));
     assert!(refused.to_string().contains("does not know signals"));
+
+    // One that has no room has some later.
+    let (sent, ()) = tokio::join!(server.user.signal(ids[1], &request), async {
+        let StreamRequest { stream, .. } = asked(&node.client).await;
+        let reason = "this node has 32 calls at this moment, and takes no more".to_owned();
+        let kind = RefusalKind::Busy;
+        let refused = StreamRefused { reason, kind };
+        node.client.refuse_stream(&stream, &refused).await.unwrap();
+    });
+    let refused = sent.unwrap_err();
+    assert_eq!(refused.code(), Some("node_busy"));
+    assert_eq!(refused.retry_after(), Some(Duration::from_secs(5)));
+    assert!(refused.to_string().contains("takes no more"));
 
     let (rows, ()) = tokio::join!(server.user.stats(None, None), async {
         let StreamRequest { stream, wanted } = asked(&node.client).await;

@@ -7,12 +7,14 @@ use std::collections::BTreeSet;
 
 use api::user::{
     CreateUserTokenRequest, DeployRequest, EnvsQuery, GrantRequest, InstanceRow, InstancesQuery,
-    NodesQuery, Role,
+    NodesQuery, Role, SetSecretsRequest,
 };
 use api_client::{ApiClient, ClientConfig};
+use futures_util::StreamExt as _;
 use model::{OrgName, UserName};
 use reqwest::StatusCode;
 use reqwest::header::LINK;
+use scheduler::access::MAX_APPS_OF_AN_ORG;
 use serde_json::Value;
 use support::registry::Registry;
 use support::*;
@@ -21,11 +23,16 @@ const APPS: [&str; 4] = ["blog", "cart", "docs", "shop"];
 
 /// Every row, page by page, and how many pages there were.
 async fn walk(server: &Server, path: &str) -> (Vec<Value>, usize) {
+    walk_with(server, path, &server.config.token).await
+}
+
+/// As [`walk`], with a token.
+async fn walk_with(server: &Server, path: &str, token: &str) -> (Vec<Value>, usize) {
     let http = plain(&server.config.ca_pem, None);
     let (mut rows, mut pages, mut next) = (Vec::new(), 0, Some(path.to_owned()));
     while let Some(path) = next {
         let url = format!("{}{path}", server.ready.url);
-        let response = http.get(url).bearer_auth(&server.config.token);
+        let response = http.get(url).bearer_auth(token);
         let response = response.send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         next = response.headers().get(LINK).map(|link| {
@@ -51,6 +58,10 @@ async fn status(server: &Server, path: &str) -> StatusCode {
 
 /// Somebody who sees what an org has, and nothing else.
 async fn viewer_in(server: &Server, org: &str) -> ApiClient {
+    ApiClient::user(&viewers_config(server, org).await).unwrap()
+}
+
+async fn viewers_config(server: &Server, org: &str) -> ClientConfig {
     let name: UserName = format!("viewer-of-{org}").parse().unwrap();
     let grant = GrantRequest {
         org: Some(org.parse().unwrap()),
@@ -65,11 +76,10 @@ async fn viewer_in(server: &Server, org: &str) -> ApiClient {
         note: String::new(),
     };
     let token = server.user.create_user_token(&request).await.unwrap().token;
-    let config = ClientConfig {
+    ClientConfig {
         token,
         ..server.config.clone()
-    };
-    ApiClient::user(&config).unwrap()
+    }
 }
 
 fn ids(rows: &[Value]) -> BTreeSet<String> {
@@ -206,5 +216,107 @@ async fn a_page_of_a_user_has_what_is_the_users_orgs() {
         let apps: Vec<_> = rows.iter().map(|row| row.env.app.to_string()).collect();
         assert_eq!(apps, [first, second]);
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apps_users_and_their_tokens_are_told_once_whatever_the_size_of_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let orgs: [OrgName; 2] = ["acme", "zoo"].map(|org| org.parse().unwrap());
+    for org in &orgs {
+        server.user.create_org(org).await.unwrap();
+    }
+    // An app is its org's from the first secret on.
+    for (app, org) in APPS.into_iter().zip(orgs.iter().cycle()) {
+        let user = server.user.clone().in_org(Some(org.clone()));
+        let secrets = SetSecretsRequest {
+            set: [("key".to_owned(), b"value".to_vec())].into(),
+            unset: Vec::new(),
+        };
+        user.set_secrets(&env_key(app, "prod"), "db", &secrets)
+            .await
+            .unwrap();
+    }
+    let config = viewers_config(&server, "acme").await;
+    for _ in 0..4 {
+        viewer_in(&server, "zoo").await;
+    }
+    viewer_in(&server, "acme").await;
+
+    let texts = |rows: &[Value], field: &str| -> Vec<String> {
+        let texts = rows.iter().map(|row| row[field].as_str().unwrap());
+        texts.map(str::to_owned).collect()
+    };
+    let users = ["admin", "viewer-of-acme", "viewer-of-zoo"];
+    for limit in [1, 2, 3, 7, 8] {
+        let (rows, pages) = walk(&server, &format!("/v1/apps?limit={limit}")).await;
+        assert_eq!(texts(&rows, "name"), APPS);
+        assert_eq!(pages, APPS.len().div_ceil(limit));
+        let (rows, _) = walk(&server, &format!("/v1/users?limit={limit}")).await;
+        assert_eq!(texts(&rows, "name"), users);
+        let (rows, pages) = walk(&server, &format!("/v1/user-tokens?limit={limit}")).await;
+        let ids: BTreeSet<_> = texts(&rows, "id").into_iter().collect();
+        assert_eq!((rows.len(), ids.len()), (7, 7), "{limit}");
+        assert_eq!(pages, 7_usize.div_ceil(limit));
+        let path = format!("/v1/user-tokens?limit={limit}&user=viewer-of-zoo");
+        let (rows, pages) = walk(&server, &path).await;
+        assert_eq!(texts(&rows, "user"), ["viewer-of-zoo"; 4]);
+        assert_eq!(pages, 4_usize.div_ceil(limit));
+
+        // Of one org: what is another's is in no page, and makes none.
+        let of_acme = async |path: &str| {
+            let path = format!("{path}?limit={limit}");
+            walk_with(&server, &path, &config.token).await
+        };
+        let (rows, pages) = of_acme("/v1/apps").await;
+        assert_eq!(texts(&rows, "name"), [APPS[0], APPS[2]]);
+        assert_eq!(pages, 2_usize.div_ceil(limit));
+        let (rows, _) = of_acme("/v1/users").await;
+        assert_eq!(texts(&rows, "name"), ["viewer-of-acme"]);
+        let (rows, pages) = of_acme("/v1/user-tokens").await;
+        assert_eq!(texts(&rows, "user"), ["viewer-of-acme"; 2]);
+        assert_eq!(pages, 2_usize.div_ceil(limit));
+    }
+    for wrong in [
+        "/v1/apps?limit=0",
+        "/v1/apps?after=a/b",
+        "/v1/users?limit=10001",
+        "/v1/user-tokens?after=ann",
+        "/v1/user-tokens?after=ann/0a1",
+    ] {
+        let status = status(&server, wrong).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{wrong}");
+    }
+    server.stop().await;
+}
+
+/// A name that one org takes is no other's: nobody takes them all.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_org_takes_so_many_names_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let secrets = SetSecretsRequest {
+        set: [("key".to_owned(), b"value".to_vec())].into(),
+        unset: Vec::new(),
+    };
+    let take = async |number: usize| {
+        let key = env_key(&format!("squat-{number}"), "prod");
+        server.user.set_secrets(&key, "s", &secrets).await
+    };
+    // Many at a time are one transaction.
+    let taking = (0..MAX_APPS_OF_AN_ORG).map(&take);
+    let mut taking = futures_util::stream::iter(taking).buffer_unordered(64);
+    while let Some(taken) = taking.next().await {
+        taken.unwrap();
+    }
+    drop(taking);
+    let refused = take(MAX_APPS_OF_AN_ORG).await.unwrap_err();
+    assert_eq!(refused.code(), Some("too_many_apps"), "{refused}");
+    assert!(refused.to_string().contains("org default has 2000 apps"));
+    // What it has, it has.
+    take(0).await.unwrap();
+    // The client follows the pages, which are 1,000 rows.
+    assert_eq!(server.user.apps().await.unwrap().len(), MAX_APPS_OF_AN_ORG);
     server.stop().await;
 }

@@ -433,7 +433,12 @@ async fn what_a_reader_chooses_the_node_is_asked_for() {
         text: Some("x".repeat(MAX_LOG_TEXT_BYTES + 1)),
         ..query.clone()
     };
-    for wrong in [endless, empty, long] {
+    let backwards = LogsQuery {
+        since: Some(Timestamp(2)),
+        until: Some(Timestamp(1)),
+        ..query.clone()
+    };
+    for wrong in [endless, empty, long, backwards] {
         let error = server.user.logs(&key, &wrong).await.unwrap_err();
         assert_eq!(error.code(), Some("bad_request"), "{wrong:?}");
     }

@@ -12,7 +12,7 @@ use api::openapi::{CALLS, document};
 use api::user::SetSecretsRequest;
 use reqwest::{Method, StatusCode};
 use support::registry::Registry;
-use support::{ObedientNode, Server, env_key, eventually, manifest, plain};
+use support::{ObedientNode, Server, env_key, eventually, manifest, plain, speaking};
 use tokio::process::Command;
 
 /// The methods that a call may have.
@@ -97,6 +97,24 @@ async fn a_body_that_is_no_object_is_refused() {
         let request = http.post(format!("{}/v1/orgs", server.ready.url));
         let request = request.bearer_auth(&server.config.token).body(body);
         assert_eq!(request.send().await.unwrap().status(), status, "{body}");
+    }
+    server.stop().await;
+}
+
+/// Over HTTP/2 the stream would be reset before the refusal was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_body_that_is_too_long_is_answered_over_http_2_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let http = speaking(&["h2"], &server.config.ca_pem, None);
+    for _ in 0..4 {
+        let request = http.post(format!("{}/v1/orgs", server.ready.url));
+        let request = request.bearer_auth(&server.config.token);
+        let response = request.body(vec![b' '; 10 << 20]).send().await.unwrap();
+        assert_eq!(response.version(), reqwest::Version::HTTP_2);
+        assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let error: ApiError = response.json().await.unwrap();
+        assert_eq!(error.code, "bad_body");
     }
     server.stop().await;
 }

@@ -316,6 +316,85 @@ async fn settings_are_followed_and_a_dead_hub_is_replaced_in_one_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn handshakes_are_shown_of_present_peers_and_of_members_that_are_heard() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (first_id, first) = server.join_node().await;
+    let (second_id, _second) = server.join_node().await;
+    let (third_id, _third) = server.join_node().await;
+    let edge = server.join(EnrollRole::Edge).await;
+    let edge_number = edge.response.number.unwrap();
+    let with = |numbers: &[NodeId]| {
+        let age = |number: &NodeId| LinkReport {
+            handshake_age_seconds: Some(u64::from(number.0)),
+            answers: None,
+        };
+        OverlayReport {
+            links: numbers
+                .iter()
+                .map(|number| (*number, age(number)))
+                .collect(),
+            ..reported(51_820)
+        }
+    };
+    // Whose handshakes are shown of a member, with how old they are.
+    let shown = async |member: Member| -> Vec<(u16, Option<u64>)> {
+        let status = server.user.network().await.unwrap();
+        let member = (status.members.iter()).find(|shown| shown.member == member);
+        let links = member.unwrap().links.iter();
+        links
+            .map(|(number, link)| (number.0, link.handshake_age_seconds))
+            .collect()
+    };
+    let first_member = Member::Node(first_id);
+    let edge_member = edge.response.member;
+
+    // It may say what it likes: of itself, and of one that nobody knows.
+    let all = [first_id, second_id, third_id, edge_number, NodeId(77)];
+    first.client.report_overlay(&with(&all)).await.unwrap();
+    edge.client.report_overlay(&with(&all)).await.unwrap();
+    assert_eq!(
+        shown(first_member).await,
+        [],
+        "this server has not heard it"
+    );
+    let alive = report(Generation::default(), Vec::new());
+    first.client.report_all(&alive).await.unwrap();
+    let of = |numbers: &[u16]| -> Vec<_> {
+        let numbers = numbers.iter();
+        numbers
+            .map(|number| (*number, Some(u64::from(*number))))
+            .collect()
+    };
+    assert_eq!(shown(first_member).await, of(&[2, 3, 4]));
+    // Edges report nothing else, and count as heard.
+    assert_eq!(shown(edge_member).await, of(&[1, 2, 3]));
+
+    // One that is a peer no more is gone at once, whether the member has noticed or not.
+    server.user.revoke(Member::Node(third_id)).await.unwrap();
+    assert_eq!(shown(first_member).await, of(&[2, 4]));
+    assert_eq!(shown(edge_member).await, of(&[1, 2]));
+
+    // A node that fell silent: what it said is not so any more.
+    eventually("what a silent node said is not shown", async || {
+        shown(first_member).await.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(shown(edge_member).await, of(&[1, 2]));
+    let status = server.user.network().await.unwrap();
+    let row = (status.members.iter()).find(|shown| shown.member == first_member);
+    assert_eq!(row.unwrap().peers, 2, "its peers are the same");
+    first.client.report_all(&alive).await.unwrap();
+    first
+        .client
+        .report_overlay(&with(&[second_id]))
+        .await
+        .unwrap();
+    assert_eq!(shown(first_member).await, of(&[2]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_behind_is_shown_and_who_cannot_follow_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;

@@ -4,9 +4,10 @@
 mod support;
 
 use api::node::{StreamRequest, StreamWanted};
+use api::paths;
 use api::user::{AttachQuery, RunRequest};
 use model::instance::{InstanceState, RestartWhen};
-use model::{Generation, InstanceId};
+use model::{EnvKey, Generation, InstanceId};
 use support::registry::Registry;
 use support::*;
 
@@ -154,5 +155,83 @@ async fn what_cannot_be_run_is_refused_and_a_command_is_ended_when_it_is_asked_f
     let rows = server.user.instances(Some(&key)).await.unwrap();
     let row = rows.iter().find(|row| row.id == made.instance);
     assert!(row.is_none_or(|row| row.terminating));
+    server.stop().await;
+}
+
+/// The status of a run that is asked for with a key, and the instance or the error's code.
+async fn keyed(
+    server: &Server,
+    key: &EnvKey,
+    idempotency_key: &str,
+    request: &RunRequest,
+) -> (u16, String) {
+    let path = paths::RUNS
+        .replace("{app}", key.app.as_str())
+        .replace("{env}", key.env.as_str());
+    let response = plain(&server.config.ca_pem, None)
+        .post(format!("{}{path}", server.ready.url))
+        .bearer_auth(&server.config.token)
+        .header("Idempotency-Key", idempotency_key)
+        .json(request)
+        .send()
+        .await
+        .unwrap();
+    let status = response.status().as_u16();
+    let body: serde_json::Value = response.json().await.unwrap();
+    let field = if status == 201 { "instance" } else { "code" };
+    (status, body[field].as_str().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_run_whose_answer_was_lost_is_not_made_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (_, node) = server.join_node().await;
+    let first = Generation {
+        counter: 1,
+        ..Generation::default()
+    };
+    node.client
+        .report_all(&report(first, Vec::new()))
+        .await
+        .unwrap();
+    let key = env_key("hello", "prod");
+    let digest = registry.push("hello", "amd64", "one").await;
+    let image = format!("{}/hello@{digest}", registry.host);
+    server.deploy(&key, &manifest("hello"), &image).await;
+
+    let made = keyed(&server, &key, "migrate-1", &request(true)).await;
+    assert_eq!(made.0, 201, "{made:?}");
+    assert_eq!(
+        keyed(&server, &key, "migrate-1", &request(true)).await,
+        made
+    );
+    let runs = server.user.instances(Some(&key)).await.unwrap();
+    assert_eq!(runs.iter().filter(|row| row.runs.is_command()).count(), 1);
+    // Another call is not this one, and another key is another call.
+    let reused = (422, "idempotency_key_reused".to_owned());
+    assert_eq!(
+        keyed(&server, &key, "migrate-1", &request(false)).await,
+        reused
+    );
+    let other = keyed(&server, &key, "migrate-2", &request(true)).await;
+    assert!(other.0 == 201 && other != made, "{other:?}");
+    let wrong = keyed(&server, &key, "a b", &request(true)).await;
+    assert_eq!(wrong, (400, "bad_request".to_owned()));
+
+    // It is known when it has ended, and to a server that starts anew.
+    server.user.end_run(made.1.parse().unwrap()).await.unwrap();
+    server.stop().await;
+    let server = Server::start(folder.path()).await;
+    let again = eventually("the server leads", async || {
+        let again = keyed(&server, &key, "migrate-1", &request(true)).await;
+        (again.0 != 503).then_some(again)
+    })
+    .await;
+    assert_eq!(again, made);
+    assert_eq!(
+        keyed(&server, &key, "migrate-1", &request(false)).await,
+        reused
+    );
     server.stop().await;
 }

@@ -1,6 +1,8 @@
 //! What a request costs the edge, beside Debian's haproxy, and over HTTP/2 beside Debian's nginx: the same backend, the same core, the same run. `make bench`
 //! runs it; it needs haproxy, nginx and h2load (Debian's nghttp2-client), and two cores.
 //!
+//! TCP routes are measured beside haproxy's tcp mode, and TLS handshakes beside nginx.
+//!
 //! `bench` starts the proxies on core 0, one thread each, and asks them in turn from core 1, where the backend is too. A request's cost is the CPU time of
 //! the proxy's process, of the kernel's statistics. Of `ROUNDS` rounds the median counts.
 #![allow(
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
+use bytes::Bytes;
 use edge_proxy::EdgeOptions;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -34,17 +37,24 @@ const CLIENTS: usize = 64;
 /// Requests of h2load, its connections, and how many requests each has at once.
 const HTTP2: (u32, u32, u32) = (60_000, 16, 8);
 /// The most that the edge may cost, in what the other costs.
-const GOALS: [(Kind, &str, f64); 4] = [
+const GOALS: [(Kind, &str, f64); 8] = [
     (Kind::Kept, HAPROXY, 1.0),
     (Kind::New, HAPROXY, 1.2),
     (Kind::KeptTls, HAPROXY, 1.0),
     (Kind::Http2, NGINX, 1.0),
+    (Kind::Handshake, NGINX, 0.9),
+    (Kind::Tcp, HAPROXY, 1.1),
+    (Kind::TcpNew, HAPROXY, 1.1),
+    (Kind::TcpLarge, HAPROXY, 1.1),
 ];
+/// Bytes of a large answer.
+const LARGE: usize = 4 * 1024 * 1024;
 const HAPROXY: &str = "haproxy";
 const NGINX: &str = "nginx";
 const HOST: &str = "bench.test";
 /// Connections that are idle, from so many addresses each.
 const IDLE: (usize, u8) = (1200, 8);
+const IDLE_HTTP2: usize = 2000;
 const IDLE_GOAL_BYTES: u64 = 12 * 1024;
 const RSS_GOAL_KIB: u64 = 25 * 1024;
 
@@ -57,6 +67,9 @@ const REQUEST: &str = "GET /index.html?a=b HTTP/1.1\r\nHost: bench.test\r\n\
 const RESPONSE: &str = "HTTP/1.1 200 OK\r\nServer: bench\r\nDate: Mon, 30 Nov 2026 08:00:00 GMT\r\n\
     Content-Type: text/plain\r\nContent-Length: 128\r\n\r\n";
 
+/// Its answer is so many bytes, and nothing else.
+const LARGE_REQUEST: &str = "GET /large HTTP/1.1\r\n\r\n";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Connections are kept.
@@ -67,6 +80,14 @@ enum Kind {
     KeptTls,
     /// HTTP/2 over TLS, from h2load.
     Http2,
+    /// Each request has a connection over TLS of its own, which resumes no session.
+    Handshake,
+    /// By a TCP route: connections are kept, and answers are short.
+    Tcp,
+    /// By a TCP route: each request has a connection of its own.
+    TcpNew,
+    /// By a TCP route: connections are kept, and answers are large.
+    TcpLarge,
 }
 
 struct Proxy {
@@ -75,6 +96,8 @@ struct Proxy {
     address: SocketAddr,
     /// Where it speaks TLS.
     tls: SocketAddr,
+    /// Where it passes on bytes; absent where that is not measured.
+    tcp: Option<SocketAddr>,
 }
 
 /// The proxies' certificate, and a client that trusts it.
@@ -138,7 +161,7 @@ fn run_edge(data_dir: PathBuf, listen: SocketAddr, listen_tls: SocketAddr) {
         metrics_listen: None,
         listen_tls: Some(listen_tls),
         https_port: None,
-        tcp_ports: edge_proxy::PortRanges::default(),
+        tcp_ports: "1-65535".parse().unwrap(),
         underlay: membership::UnderlayOptions::default(),
         trusted_proxies: Vec::new(),
         access_log: None,
@@ -173,10 +196,12 @@ async fn bench() {
         nginx(dir.path(), backend, &tls),
     ];
     for proxy in &mut proxies {
-        while TcpStream::connect(proxy.tls).await.is_err() {
-            let ended = proxy.process.try_wait().unwrap();
-            assert!(ended.is_none(), "{} ended: {ended:?}", proxy.name);
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        for address in [Some(proxy.tls), proxy.tcp].into_iter().flatten() {
+            while TcpStream::connect(address).await.is_err() {
+                let ended = proxy.process.try_wait().unwrap();
+                assert!(ended.is_none(), "{} ended: {ended:?}", proxy.name);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
     }
     let mut missed = Vec::new();
@@ -221,6 +246,15 @@ async fn bench() {
         "edge: {before} KiB RSS under load (at most {RSS_GOAL_KIB}), {each} bytes an idle connection of {} (at most {IDLE_GOAL_BYTES})",
         idle.len()
     );
+    let before_http2 = rss_kib(&proxies[0]);
+    let idle_http2 = idle_http2(&proxies[0], &tls.connector).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let grown = rss_kib(&proxies[0]).saturating_sub(before_http2);
+    println!(
+        "edge: {} bytes an idle connection of HTTP/2 over TLS, of {}",
+        grown * 1024 / idle_http2.len() as u64,
+        idle_http2.len()
+    );
     if each > IDLE_GOAL_BYTES || before > RSS_GOAL_KIB {
         missed.push(format!("{before} KiB RSS, {each} bytes an idle connection"));
     }
@@ -234,11 +268,12 @@ fn tls() -> Tls {
     let root = CertificateDer::from_pem_slice(certificate.as_bytes());
     roots.add(root.unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.resumption = rustls::client::Resumption::disabled();
     Tls {
         certificate,
         key,
@@ -248,6 +283,7 @@ fn tls() -> Tls {
 
 fn edge(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
     let (data, address, tls) = (dir.join("edge"), free_address(), free_address());
+    let tcp = free_address();
     fs::create_dir_all(data.join("certificates")).unwrap();
     let kept = serde_json::json!({
         "version": 1, "chain_pem": certificate.certificate, "key_pem": certificate.key,
@@ -256,8 +292,12 @@ fn edge(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
     fs::write(file, kept.to_string()).unwrap();
     let routes = format!(
         r#"{{"version": 1, "generation": 1, "routes": {{"bench.test": {{
+            "env": {{"app": "bench", "env": "prod"}}, "process": "web", "settings": {{"http": "serve"}},
+            "backends": [{{"instance": "00000001", "address": "{backend}"}}]}},
+            "tcp:{}": {{
             "env": {{"app": "bench", "env": "prod"}}, "process": "web",
-            "backends": [{{"instance": "00000001", "address": "{backend}"}}]}}}}}}"#
+            "backends": [{{"instance": "00000001", "address": "{backend}"}}]}}}}}}"#,
+        tcp.port()
     );
     fs::write(data.join("routes.json"), routes).unwrap();
     let program = env::current_exe().unwrap();
@@ -273,11 +313,13 @@ fn edge(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
         process: process.unwrap(),
         address,
         tls,
+        tcp: Some(tcp),
     }
 }
 
 fn haproxy(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
     let (file, address, tls) = (dir.join("haproxy.cfg"), free_address(), free_address());
+    let tcp = free_address();
     let pem = dir.join("haproxy.pem");
     let both = [certificate.certificate.as_str(), &certificate.key].concat();
     fs::write(&pem, both).unwrap();
@@ -286,7 +328,8 @@ fn haproxy(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
         "global\n  maxconn 4000\n  nbthread 1\n\
          defaults\n  mode http\n  option forwardfor\n  timeout connect 2s\n  timeout client 75s\n  timeout server 120s\n\
          frontend clients\n  bind {address}\n  bind {tls} ssl crt {pem} alpn http/1.1\n  use_backend apps if {{ hdr(host) bench.test }}\n\
-         backend apps\n  server app {backend}\n"
+         backend apps\n  server app {backend}\n\
+         listen bytes\n  mode tcp\n  bind {tcp}\n  server app {backend}\n"
     );
     fs::write(&file, text).unwrap();
     let process = Command::new("taskset")
@@ -299,6 +342,7 @@ fn haproxy(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
         process: process.expect("haproxy is not installed: apt-get install haproxy"),
         address,
         tls,
+        tcp: Some(tcp),
     }
 }
 
@@ -337,6 +381,7 @@ fn nginx(dir: &Path, backend: SocketAddr, certificate: &Tls) -> Proxy {
         process: process.expect("nginx is not installed: apt-get install nginx"),
         address,
         tls,
+        tcp: None,
     }
 }
 
@@ -350,9 +395,10 @@ async fn backend() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let answer = format!("{RESPONSE}{}", "x".repeat(128));
+    let large: Arc<[u8]> = vec![b'x'; LARGE].into();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let answer = answer.clone();
+            let (answer, large) = (answer.clone(), Arc::clone(&large));
             stream.set_nodelay(true).unwrap();
             tokio::spawn(async move {
                 let mut buffer = vec![0; 4096];
@@ -360,8 +406,13 @@ async fn backend() -> SocketAddr {
                 while let Ok(read @ 1..) = stream.read(&mut buffer[filled..]).await {
                     filled += read;
                     if buffer[..filled].ends_with(b"\r\n\r\n") {
+                        let said = if buffer.starts_with(LARGE_REQUEST.as_bytes()) {
+                            &large[..]
+                        } else {
+                            answer.as_bytes()
+                        };
                         filled = 0;
-                        if stream.write_all(answer.as_bytes()).await.is_err() {
+                        if stream.write_all(said).await.is_err() {
                             return;
                         }
                     }
@@ -417,6 +468,10 @@ async fn measure(proxy: &Proxy, kind: Kind, connector: &TlsConnector) -> Measure
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| match kind {
             Kind::KeptTls => tokio::spawn(tls_client(proxy.tls, connector.clone(), end)),
+            Kind::Handshake => tokio::spawn(handshakes(proxy.tls, connector.clone(), end)),
+            Kind::Tcp | Kind::TcpNew | Kind::TcpLarge => {
+                tokio::spawn(client(proxy.tcp.unwrap(), kind, end))
+            }
             _ => tokio::spawn(client(proxy.address, kind, end)),
         })
         .collect();
@@ -450,12 +505,16 @@ async fn client(address: SocketAddr, kind: Kind, end: Instant) -> Vec<u32> {
             Some(stream) => stream,
             None => TcpStream::connect(address).await.unwrap(),
         };
-        ask(&mut stream, &request).await;
-        if kind == Kind::New {
-            // The proxy closes first.
-            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        if kind == Kind::TcpLarge {
+            ask_large(&mut stream).await;
         } else {
-            kept = Some(stream);
+            ask(&mut stream, &request).await;
+        }
+        match kind {
+            // The proxy closes first.
+            Kind::New => assert_eq!(stream.read(&mut [0]).await.unwrap(), 0),
+            Kind::TcpNew => {}
+            _ => kept = Some(stream),
         }
         took.push(u32::try_from(begun.elapsed().as_micros()).unwrap());
     }
@@ -476,6 +535,33 @@ async fn tls_client(address: SocketAddr, connector: TlsConnector, end: Instant) 
         took.push(u32::try_from(begun.elapsed().as_micros()).unwrap());
     }
     took
+}
+
+/// As [`tls_client`], with a handshake for each request.
+async fn handshakes(address: SocketAddr, connector: TlsConnector, end: Instant) -> Vec<u32> {
+    let host = ServerName::try_from(HOST).unwrap();
+    let request = format!("{REQUEST}Connection: close\r\n\r\n");
+    let mut took = Vec::new();
+    while Instant::now() < end {
+        let begun = Instant::now();
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut stream = connector.connect(host.clone(), stream).await.unwrap();
+        ask(&mut stream, &request).await;
+        took.push(u32::try_from(begun.elapsed().as_micros()).unwrap());
+    }
+    took
+}
+
+async fn ask_large(stream: &mut TcpStream) {
+    stream.write_all(LARGE_REQUEST.as_bytes()).await.unwrap();
+    let mut buffer = vec![0; 256 * 1024];
+    let mut left = LARGE;
+    while left > 0 {
+        let read = stream.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "the proxy closed the connection");
+        left -= read;
+    }
 }
 
 async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &str) {
@@ -509,6 +595,38 @@ async fn idle_connections(address: SocketAddr) -> Vec<TcpStream> {
             ask(&mut stream, &format!("{REQUEST}\r\n")).await;
             idle.push(stream);
         }
+    }
+    idle
+}
+
+/// Connections of HTTP/2 over TLS that have had a request.
+async fn idle_http2(
+    proxy: &Proxy,
+    connector: &TlsConnector,
+) -> Vec<h2::client::SendRequest<Bytes>> {
+    let mut config = rustls::ClientConfig::clone(connector.config());
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
+    let mut idle = Vec::new();
+    for at in 0..IDLE_HTTP2 {
+        let socket = TcpSocket::new_v4().unwrap();
+        // Others than those of HTTP/1.1: each has its share.
+        let from = IpAddr::from(Ipv4Addr::new(127, 0, 2, 1 + u8::from(at % 2 == 0)));
+        socket.bind(SocketAddr::new(from, 0)).unwrap();
+        let stream = socket.connect(proxy.tls).await.unwrap();
+        let host = ServerName::try_from(HOST).unwrap();
+        let stream = connector.connect(host, stream).await.unwrap();
+        let (mut requests, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::get(format!("https://{HOST}/index.html"));
+        let request = request.body(()).unwrap();
+        let (answer, _) = requests.send_request(request, true).unwrap();
+        let mut body = answer.await.unwrap().into_body();
+        while let Some(piece) = body.data().await {
+            let length = piece.unwrap().len();
+            body.flow_control().release_capacity(length).unwrap();
+        }
+        idle.push(requests);
     }
     idle
 }

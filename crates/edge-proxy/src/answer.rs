@@ -35,6 +35,21 @@ pub(crate) fn write_request_id(id: &mut String) {
     }
 }
 
+/// The answer to a request over HTTP/2 of a client that has as many as it may have.
+pub(crate) fn client_has_its_share() -> http::Response<()> {
+    let mut id = String::new();
+    write_request_id(&mut id);
+    let mut response = http::Response::new(());
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    let headers = response.headers_mut();
+    headers.insert(http::header::RETRY_AFTER, RETRY_AFTER_SECONDS.into());
+    headers.insert(http::header::CONTENT_LENGTH, 0.into());
+    if let Ok(id) = id.parse() {
+        headers.insert("x-request-id", id);
+    }
+    response
+}
+
 /// An answer of the edge itself: what happened, and a line on what it means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
@@ -46,6 +61,8 @@ pub(crate) struct Answer {
     retry_after: Option<u64>,
     /// Where a redirect leads.
     location: Option<String>,
+    /// What `Strict-Transport-Security` says.
+    hsts: Option<String>,
 }
 
 impl Answer {
@@ -56,7 +73,13 @@ impl Answer {
             meaning: Some(meaning.into()),
             retry_after: None,
             location: None,
+            hsts: None,
         }
+    }
+
+    /// The same, from a host that browsers are to use HTTPS for, as this value says.
+    pub(crate) fn with_hsts(self, hsts: Option<String>) -> Self {
+        Self { hsts, ..self }
     }
 
     pub(crate) fn unknown_host(host: &str) -> Self {
@@ -102,6 +125,7 @@ impl Answer {
             meaning: None,
             retry_after: None,
             location: None,
+            hsts: None,
         }
     }
 
@@ -238,6 +262,9 @@ pub(crate) fn write(out: &mut Vec<u8>, answer: &Answer, form: Form<'_>) -> usize
     }
     if let Some(url) = &answer.location {
         let _ = write!(head, "Location: {url}\r\n");
+    }
+    if let Some(value) = &answer.hsts {
+        let _ = write!(head, "Strict-Transport-Security: {value}\r\n");
     }
     if answer.status == StatusCode::METHOD_NOT_ALLOWED {
         let _ = write!(head, "Allow: {ALLOWED}\r\n");

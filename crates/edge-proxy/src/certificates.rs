@@ -278,7 +278,7 @@ pub(crate) mod tests {
         }
     }
 
-    const NO_ROUTES: (Generation, Term) = (
+    pub(crate) const NO_ROUTES: (Generation, Term) = (
         Generation {
             incarnation: Incarnation(0),
             counter: 0,

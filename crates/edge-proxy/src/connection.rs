@@ -20,7 +20,7 @@ use crate::answer::{self, Answer, Form};
 use crate::client::{Client, Stream, poll_write};
 use crate::forward::{Edge, Ends, Forwarded, Request, Scheme};
 use crate::http2;
-use crate::https_policy::{self, Plain};
+use crate::https_policy::{self, Plain, strict_transport_security};
 use crate::limits::{
     BACKEND_HELD, BUFFER_BYTES, CLIENT_WRITE_TIMEOUT, HEAD_READ_TIMEOUT, IDLE_TIMEOUT,
     LINGER_TIMEOUT, MAX_EMPTY_LINES, MAX_HEAD_BYTES, MAX_HEADERS, MAX_REQUEST_ID_BYTES,
@@ -29,6 +29,7 @@ use crate::limits::{
 use crate::metrics::Unrouted;
 use crate::routes::HostRoute;
 use crate::session::{After, Asked, Session, Summary};
+use crate::shares::Share;
 use crate::timer::Timer;
 
 const LIMITS: RequestLimits = RequestLimits {
@@ -66,10 +67,41 @@ pub(crate) async fn serve<S: Stream>(
     ends: Ends,
     shutdown: CancellationToken,
 ) -> Option<Client<S>> {
+    let taken = Taken::of(&edge, ends.client.ip());
+    serve_with(edge, stream, ends, taken, shutdown).await
+}
+
+/// What a client's connection, or its stream, takes of the client's share.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// A trusted proxy has any number.
+    Nothing,
+    One(#[expect(dead_code, reason = "it is given back when this is dropped")] Share),
+    /// The client has all that it may have.
+    Refused,
+}
+
+impl Taken {
+    pub(crate) fn of(edge: &Edge, client: IpAddr) -> Self {
+        let client = client.to_canonical();
+        if edge.trusted_proxies.contains(client) {
+            return Self::Nothing;
+        }
+        edge.shares.take(client).map_or(Self::Refused, Self::One)
+    }
+}
+
+/// [`serve`] with what it counts for.
+pub(crate) async fn serve_with<S: Stream>(
+    edge: Arc<Edge>,
+    stream: S,
+    ends: Ends,
+    taken: Taken,
+    shutdown: CancellationToken,
+) -> Option<Client<S>> {
     let peer = ends.client.ip().to_canonical();
-    let is_trusted = edge.trusted_proxies.contains(peer);
+    let is_trusted = matches!(taken, Taken::Nothing);
     let timer = Timer::new(Instant::now() + HEAD_READ_TIMEOUT);
-    let share = (!is_trusted).then(|| edge.shares.take(peer));
     let mut connection = Connection {
         edge,
         ends,
@@ -77,7 +109,7 @@ pub(crate) async fn serve<S: Stream>(
         peer: peer.to_string(),
         session: Session::new(Client::new(stream), timer),
     };
-    if matches!(share, Some(None)) {
+    if matches!(taken, Taken::Refused) {
         connection.refuse_share().await;
         return None;
     }
@@ -418,6 +450,9 @@ impl<S: Stream> Connection<S> {
             }
         }
         let Some(own) = own else { return After::Cut };
+        // A browser that comes while the app is away is to remember it, too (RFC 6797, 7.1).
+        let hsts = strict_transport_security(&to.route.settings, self.session.scheme);
+        let own = own.with_hsts(hsts);
         to.counted.answered(own.status, asked.since.elapsed());
         self.respond(&own, Some(asked), is_whole, summary).await
     }

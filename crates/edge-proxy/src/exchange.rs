@@ -148,7 +148,7 @@ impl<S: Stream> Exchange<'_, S> {
             if says_continue && self.head.is_empty() {
                 says_continue = false;
                 // Who has sent some of it does not wait.
-                if self.client.buffer.is_empty() && !self.upload.is_begun() {
+                if self.client.buffer.is_empty() && !self.upload.has_come() {
                     self.to_client.extend_from_slice(CONTINUE);
                 }
             }

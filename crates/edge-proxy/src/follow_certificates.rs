@@ -120,9 +120,8 @@ async fn remove_all(tls: &Arc<Tls>, is_first: bool) {
 
 /// Removes the certificates of the ingress CA of hosts that are routed no longer, or have another one.
 async fn sweep(tls: &Arc<Tls>) {
-    let is_wanted = |host: &str| {
-        tls.edge.routes.find(host).is_some() && tls.certificates.kept_for(host).is_none()
-    };
+    let is_wanted =
+        |host: &str| tls.edge.routes.serves(host) && tls.certificates.kept_for(host).is_none();
     let gone = tls.certificates.sweep_issued(is_wanted);
     tls.count_certificates();
     let files = tls.files.clone();

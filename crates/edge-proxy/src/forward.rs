@@ -154,9 +154,14 @@ impl Failed {
     }
 }
 
-/// Whether a backend has said that it did nothing of a request (REFUSED_STREAM; RFC 9113, 8.7).
+/// Whether a backend has said that it did nothing of a request (REFUSED_STREAM; RFC 9113, 8.7), or never had it.
 fn was_refused(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::ConnectionRefused
+    error.kind() == io::ErrorKind::ConnectionRefused || was_never_made(error)
+}
+
+/// Whether the connection of a request takes none any more, and the backend did nothing of it (GOAWAY; RFC 9113, 6.8). Another connection to the same may.
+fn was_never_made(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotConnected
 }
 
 /// How a request went.
@@ -197,8 +202,10 @@ impl<S: Stream> Request<'_, S> {
         let proxy_header = to
             .route
             .proxy_protocol
-            .map(|_| proxy_header::encode(self.ends.client, self.ends.edge));
-        let mut upload = Upload::new(Body::of_request(asked.framing), to.counted.received.clone());
+            .map(|_| proxy_header::encode(self.ends.client, self.ends.edge, None));
+        let body = Body::of_request(asked.framing);
+        let may_be_refused = to.route.protocol == AppProtocol::H2c;
+        let mut upload = Upload::new(body, to.counted.received.clone(), may_be_refused);
         let mut failure: Option<Failed> = None;
         let mut attempts = to.attempts(self.session.wanted);
         loop {
@@ -279,6 +286,13 @@ impl<S: Stream> Request<'_, S> {
     ) -> Result<Begun, Failed> {
         let (asked, address) = (self.asked, upstream.address);
         if self.to.route.protocol == AppProtocol::H2c {
+            let backend = self.edge.backends.connect_http2(upstream).await;
+            let backend = backend.map_err(|error| Failed::Connect(address, error))?;
+            match self.ask(backend, upload).await {
+                Err(NoAnswer::Broken(_, error)) if was_never_made(&error) && !upload.is_begun() => {
+                }
+                result => return Ok(result?),
+            }
             let backend = self.edge.backends.connect_http2(upstream).await;
             let backend = backend.map_err(|error| Failed::Connect(address, error))?;
             return Ok(self.ask(backend, upload).await?);
@@ -388,6 +402,7 @@ impl<S: Stream> Request<'_, S> {
             head,
             unsent,
         } = begun;
+        upload.settle();
         let (asked, session) = (self.asked, &mut *self.session);
         let response = &session.response;
         let status = response.status;

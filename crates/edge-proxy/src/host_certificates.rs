@@ -87,7 +87,7 @@ impl HostCertificates {
         if self.certificates.kept_for(host).is_some() {
             return true;
         }
-        if self.edge.routes.find(host).is_none() {
+        if !self.edge.routes.serves(host) {
             return false;
         }
         match self.certificates.issued_for(host) {

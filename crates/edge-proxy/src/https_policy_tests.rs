@@ -287,6 +287,23 @@ async fn hsts_of_the_route_is_sent_over_https_only_and_in_place_of_the_apps() {
     assert_eq!(header(&answer, "strict-transport-security"), expected);
     let answer = edge.plain(&request("GET", "own.test", "")).await;
     assert_eq!(header(&answer, "strict-transport-security"), ["max-age=1"]);
+    // The edge's own answers for the host have it, too; what is for no host has none.
+    let mut away = edge.edge.routes.whole();
+    away.generation.counter += 1;
+    for route in away.routes.values_mut() {
+        route.backends.clear();
+    }
+    assert!(edge.edge.routes.take(&away));
+    let answer = edge.over_tls(&request("GET", "own.test", "")).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!(header(&answer, "strict-transport-security"), expected);
+    let answer = edge.plain(&request("GET", "own.test", "")).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    let none: [&str; 0] = [];
+    assert_eq!(header(&answer, "strict-transport-security"), none);
+    let answer = edge.over_tls(&request("GET", "nobody.test", "")).await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    assert_eq!(header(&answer, "strict-transport-security"), none);
 }
 
 #[tokio::test]

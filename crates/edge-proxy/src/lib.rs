@@ -408,6 +408,7 @@ pub async fn serve(
     let serving = shutdown.child_token();
     let tcp = tcp::serve(
         Arc::clone(&edge),
+        tls.as_ref().map(|(tls, _)| Arc::clone(tls)),
         options.listen.ip(),
         options.tcp_ports.clone(),
         listeners.tcp,

@@ -24,8 +24,10 @@ pub(crate) const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// A TLS handshake that is not done by then is cut off, from the connection on.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// TLS handshakes at once whose ClientHello came. The next one waits for its turn.
+/// TLS handshakes at once whose ClientHello came and was not answered yet. The next one waits for its turn.
 pub(crate) const MAX_HANDSHAKES: usize = 512;
+/// Bytes of a client's first message of TLS at a port of TCP routes, which names its host. Those of today have 2 KiB at most.
+pub(crate) const MAX_CLIENT_HELLO_BYTES: usize = 16 * 1024;
 /// How long the server may take to sign a host's certificate.
 pub(crate) const HOST_CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long after a refusal, or a failure, the server is not asked again for a host's certificate.
@@ -152,6 +154,11 @@ pub(crate) const MAX_RESETS: u64 = 500;
 pub(crate) const CREDITS: u32 = 1000;
 /// Those that come with a request.
 pub(crate) const CREDITS_A_REQUEST: u32 = 10;
+/// Those that come with a DATA frame, in either direction: it is answered by two WINDOW_UPDATEs and a PING at most, and one is left.
+pub(crate) const CREDITS_A_DATA_FRAME: u32 = 4;
+/// What DATA frames that are smaller than 256 bytes and wait to be passed on may lack of that, all together (`h2`): so much memory they take beside their bytes.
+/// A window of [`CONNECTION_WINDOW`] full of messages of 64 bytes is within it.
+pub(crate) const SMALL_FRAMES_BUDGET: usize = 4 * 1024 * 1024;
 /// Those that come with time: keep-alive.
 pub(crate) const CREDITS_A_SECOND: u32 = 20;
 /// What the answer to a PING costs that was never sent.
@@ -164,5 +171,10 @@ pub(crate) const PING_TIMEOUT: Duration = CLIENT_WRITE_TIMEOUT;
 /// Bytes of an answer's body that an instance which speaks HTTP/2 may send before they are passed on, for each stream. All streams of a connection together are
 /// bounded by that alone: a slow client holds up no other.
 pub(crate) const BACKEND_STREAM_WINDOW: u32 = 128 * 1024;
+/// Requests on a connection to an instance that speaks HTTP/2 which their clients took back. Then it takes no more: some servers end a connection after a few
+/// hundred (CVE-2023-44487), with what others have under way.
+pub(crate) const MAX_TAKEN_BACK: u32 = 50;
+/// Bytes of a request's body that are kept, until its answer begins, for another instance or connection where an instance that speaks HTTP/2 does nothing of it.
+pub(crate) const MAX_KEPT_BODY_BYTES: usize = 16 * 1024;
 /// Requests at once on one connection to an instance that speaks HTTP/2, where it says nothing else. The next one has a connection of its own.
 pub(crate) const BACKEND_STREAMS: usize = 100;

@@ -106,6 +106,8 @@ pub(crate) struct EdgeMetrics {
     pub(crate) hosts: Gauge,
     unrouted: Family<OfUnrouted, Counter>,
     tcp_ports: Family<ByState, Gauge>,
+    /// Clients at ports of TCP routes that name no host of the port.
+    pub(crate) unrecognized_names: Counter,
     series: EnvSeries,
 }
 
@@ -162,6 +164,9 @@ impl EdgeMetrics {
         edge.register("unrouted_requests", text, self.unrouted.clone());
         let text = "Ports of TCP routes, by what becomes of them";
         edge.register("tcp_ports", text, self.tcp_ports.clone());
+        let text = "Connections at ports of TCP routes that named no host which has a route there";
+        let names = self.unrecognized_names.clone();
+        edge.register("tcp_unrecognized_names", text, names);
         let series = &self.series;
         let text = "Requests that were answered, by the class of the status";
         edge.register("requests", text, series.requests.clone());

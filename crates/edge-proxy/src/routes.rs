@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use api::Unreadable;
 use api::edge::{HasRoutes, Route, RouteTable};
-use model::{EnvKey, Generation, LeaderSession, Term, route_name};
+use model::{EnvKey, Generation, LeaderSession, Term, TlsMode, route_name};
 use tokio::sync::watch;
 
 use crate::balance::{Attempts, Queue, RetryBudget, Upstream};
@@ -39,6 +39,8 @@ struct Table {
     unreadable: BTreeMap<String, Unreadable>,
     /// How many routes have a backend at this address, and what it has under way.
     backends: BTreeMap<SocketAddr, (usize, Arc<Upstream>)>,
+    /// How many routes have a port of edges.
+    ports: BTreeMap<u16, usize>,
     /// Backends that no route leads to any more. What they have under way counts, should they come back.
     gone: BTreeMap<SocketAddr, Weak<Upstream>>,
     /// How many routes lead to the env, and what is counted of it.
@@ -50,6 +52,14 @@ impl Table {
     /// Replaces a host's route, or removes it. Its turn goes on.
     fn set(&mut self, host: &str, route: Option<Route>) {
         let before = self.hosts.remove(host);
+        if let Some(port) = route_name::port_of_edges(host) {
+            let routes = self.ports.entry(port).or_default();
+            *routes += usize::from(route.is_some());
+            *routes -= usize::from(before.is_some());
+            if *routes == 0 {
+                self.ports.remove(&port);
+            }
+        }
         for upstream in before.iter().flat_map(|before| &before.upstreams) {
             self.leads_less_at(upstream);
         }
@@ -73,7 +83,7 @@ impl Table {
         let queue = queue.map(|(_, upstream)| Arc::clone(&upstream.queue));
         let queue = queue.unwrap_or_default();
         let upstreams = addresses().map(|address| self.leads_to(address, &queue));
-        let by_cookie = route.settings.sticky && route_name::tcp_port(host).is_none();
+        let by_cookie = route.settings.sticky && route_name::is_host(host);
         let cookies = by_cookie.then(|| {
             let instances = route.backends.iter().map(|backend| &backend.instance);
             Cookies::new(&route.env, instances)
@@ -257,6 +267,7 @@ impl Routes {
         if is_of_the_past || !is_news {
             return false;
         }
+        let mut touched = BTreeSet::new();
         match new.since {
             Some(counter) => {
                 let base = Generation {
@@ -269,8 +280,8 @@ impl Routes {
                 for host in &new.removed {
                     table.set(host, None);
                     table.unreadable.remove(host);
+                    touched.extend(route_name::port_of_edges(host));
                 }
-                self.without_tcp(&new.removed);
             }
             None => {
                 // A route that cannot be read is not absent: its host leads where it led.
@@ -281,37 +292,31 @@ impl Routes {
                 let gone: BTreeSet<String> = gone.cloned().collect();
                 for host in &gone {
                     table.set(host, None);
+                    touched.extend(route_name::port_of_edges(host));
                 }
-                self.without_tcp(&gone);
                 table.unreadable.clear();
             }
         }
         for (host, route) in &new.routes {
             table.set(host, Some(route.clone()));
             table.unreadable.remove(host);
+            touched.extend(route_name::port_of_edges(host));
         }
-        let ports = new.routes.keys();
-        let ports: Vec<u16> = ports
-            .filter_map(|name| route_name::tcp_port(name))
-            .collect();
-        if !ports.is_empty() {
-            self.tcp_ports.send_modify(|known| known.extend(ports));
-        }
+        self.tcp_ports.send_if_modified(|known| {
+            let mut is_changed = false;
+            for port in touched {
+                is_changed |= if table.ports.contains_key(&port) {
+                    known.insert(port)
+                } else {
+                    known.remove(&port)
+                };
+            }
+            is_changed
+        });
         table.unreadable.extend(new.unreadable.clone());
         (table.generation, table.term) = (new.generation, new.term);
         table.session = new.session;
         true
-    }
-
-    fn without_tcp(&self, removed: &BTreeSet<String>) {
-        let ports = removed.iter();
-        let ports: Vec<u16> = ports
-            .filter_map(|name| route_name::tcp_port(name))
-            .collect();
-        if !ports.is_empty() {
-            let is_gone = |port: &u16| ports.contains(port);
-            (self.tcp_ports).send_modify(|known| known.retain(|port| !is_gone(port)));
-        }
     }
 
     /// The ports of TCP routes, now and after each change.
@@ -363,6 +368,19 @@ impl Routes {
     /// Where this host (lowercase, no port) leads.
     pub(crate) fn find(&self, host: &str) -> Option<Arc<HostRoute>> {
         self.read().hosts.get(host).cloned()
+    }
+
+    /// Whether the edge has use for a certificate of this host (lowercase): a route leads from it, or a TCP route whose TLS ends here.
+    pub(crate) fn serves(&self, host: &str) -> bool {
+        let table = self.read();
+        if table.hosts.contains_key(host) {
+            return route_name::is_host(host);
+        }
+        let prefix = route_name::tls_prefix(host);
+        let of_host = table.hosts.range(prefix.clone()..);
+        of_host
+            .take_while(|(name, _)| name.starts_with(&prefix))
+            .any(|(_, leads)| leads.route.settings.tls == Some(TlsMode::Terminate))
     }
 
     /// Whether any route leads to this address.

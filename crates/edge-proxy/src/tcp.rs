@@ -1,4 +1,4 @@
-//! TCP routes: ports of the edge that lead to a process, byte by byte.
+//! TCP routes: ports of the edge that lead to a process, byte by byte; or to several, by the host that a client names by TLS (`by_name`).
 //!
 //! An edge listens at a port as long as a route has it and its operator allows it. A connection takes its route as it is accepted, and keeps its instance
 //! until either ends: a route that changes touches no connection. What one end has sent in full is told to the other (half-close), so that protocols
@@ -27,12 +27,18 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::forward::{Edge, Scheme};
+use crate::forward::{Edge, Ends, Scheme};
 use crate::limits::{ACCEPT_RETRY, CONNECT_TIMEOUT, LISTEN_RETRY, MAX_TCP_CONNECTIONS};
 use crate::listener::ends_of;
 use crate::metrics::{Failure, Open, PortState};
 use crate::port_ranges::PortRanges;
+use crate::routes::HostRoute;
+use crate::tls::Tls;
 use crate::{proxy_header, socket, sticky};
+
+mod by_name;
+
+use by_name::Client;
 
 /// Bytes that are read at once before splice(2) takes over.
 const BUFFER: usize = 16 * 1024;
@@ -100,8 +106,8 @@ impl Drop for Listening {
     }
 }
 
-/// A port that a route has, as long as it has it.
-enum Port {
+/// A port that routes have, as long as they have it.
+enum Wanted {
     /// A task listens there until this is dropped.
     Listens {
         _ends: DropGuard,
@@ -114,6 +120,7 @@ enum Port {
 /// Listens at the ports of TCP routes, at this address, until `shutdown`.
 pub(crate) async fn serve(
     edge: Arc<Edge>,
+    tls: Option<Arc<Tls>>,
     address: IpAddr,
     allowed: PortRanges,
     mut kept: KeptPorts,
@@ -121,7 +128,7 @@ pub(crate) async fn serve(
 ) {
     let mut ports = edge.routes.tcp_ports();
     let room = Arc::new(Semaphore::new(MAX_TCP_CONNECTIONS));
-    let mut listening: BTreeMap<u16, Port> = BTreeMap::new();
+    let mut listening: BTreeMap<u16, Wanted> = BTreeMap::new();
     let listeners = TaskTracker::new();
     loop {
         let wanted = ports.borrow_and_update().clone();
@@ -133,7 +140,7 @@ pub(crate) async fn serve(
             }
             if !allowed.contains(port) {
                 let counted = edge.metrics.count_port(PortState::NotAllowed);
-                listening.insert(port, Port::NotAllowed { _counted: counted });
+                listening.insert(port, Wanted::NotAllowed { _counted: counted });
                 tracing::warn!(
                     port,
                     %allowed,
@@ -143,12 +150,18 @@ pub(crate) async fn serve(
                 continue;
             }
             let ends = shutdown.child_token();
-            let listens = Port::Listens {
+            let listens = Wanted::Listens {
                 _ends: ends.clone().drop_guard(),
             };
             listening.insert(port, listens);
-            let (edge, room) = (Arc::clone(&edge), Arc::clone(&room));
+            let room = Arc::clone(&room);
             let address = SocketAddr::new(address, port);
+            let served = Port {
+                edge: Arc::clone(&edge),
+                tls: tls.clone(),
+                address,
+                name: route_name::of_tcp(port),
+            };
             let known = kept.take(address);
             let (keeper, shutdown) = (kept.keeper.clone(), shutdown.clone());
             listeners.spawn(async move {
@@ -156,7 +169,7 @@ pub(crate) async fn serve(
                     let is_known = known.is_some();
                     let listener = match known {
                         Some(known) => known,
-                        None => bind(&edge, address).await,
+                        None => bind(&served.edge, address).await,
                     };
                     if let Some(keeper) = keeper.as_ref().filter(|_| !is_known) {
                         keeper.keep(&listener);
@@ -166,7 +179,7 @@ pub(crate) async fn serve(
                         keeper,
                         shutdown,
                     };
-                    listen(edge, address, room, &listening.listener).await;
+                    listen(served, room, &listening.listener).await;
                 };
                 ends.run_until_cancelled(serving).await;
                 tracing::info!(port, "listens at the port of a TCP route no more");
@@ -202,17 +215,23 @@ async fn bind(edge: &Edge, address: SocketAddr) -> TcpListener {
     }
 }
 
-/// Accepts clients of one port, for ever.
-async fn listen(
+/// A port at which the edge listens.
+struct Port {
     edge: Arc<Edge>,
+    /// What makes handshakes; absent where the edge has no certificates.
+    tls: Option<Arc<Tls>>,
     address: SocketAddr,
-    room: Arc<Semaphore>,
-    listener: &TcpListener,
-) {
+    /// The name of the route for whoever connects.
+    name: String,
+}
+
+/// Accepts clients of one port, for ever.
+async fn listen(port: Port, room: Arc<Semaphore>, listener: &TcpListener) {
     let mut refused = Repeated::default();
+    let port = Arc::new(port);
+    let (edge, address) = (&port.edge, port.address);
     let _listening = edge.metrics.count_port(PortState::Listening);
     tracing::info!(%address, "listens at the port of a TCP route");
-    let name = route_name::of_tcp(address.port());
     loop {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else {
@@ -220,11 +239,11 @@ async fn listen(
         };
         match listener.accept().await {
             Ok((client, from)) => {
-                let (served, name) = (Arc::clone(&edge), name.clone());
+                let served = Arc::clone(&port);
                 edge.tunnels.spawn(async move {
-                    let _open = served.metrics.count_tunnel();
-                    let end = served.end_tunnels.clone();
-                    end.run_until_cancelled(pass_on(&served, &name, client, from))
+                    let _open = served.edge.metrics.count_tunnel();
+                    let end = served.edge.end_tunnels.clone();
+                    end.run_until_cancelled(serve_client(&served, client, from))
                         .await;
                     drop(place);
                 });
@@ -240,25 +259,54 @@ async fn listen(
 }
 
 /// Serves one client to the end.
-async fn pass_on(edge: &Edge, name: &str, mut client: TcpStream, from: SocketAddr) {
+async fn serve_client(port: &Port, mut client: TcpStream, from: SocketAddr) {
     socket::prepare(&client);
-    let Some(to) = edge.routes.find(name) else {
-        return; // It is gone.
-    };
-    let (process, env) = (&to.route.process, &to.route.env);
+    let edge = &port.edge;
     let is_trusted = edge.trusted_proxies.contains(from.ip());
     let share = edge.shares.take(from.ip()).filter(|_| !is_trusted);
-    let in_flight = to.admit(|| from.ip());
-    if (share.is_none() && !is_trusted) || in_flight.is_err() {
-        tracing::warn!(client = %from, %env, %process, "the client, or the port, has as many connections as it may have");
+    if share.is_none() && !is_trusted {
+        tracing::warn!(client = %from, port = port.address.port(), "the client has as many connections as it may have");
         return;
     }
     let Some(ends) = ends_of(edge, &mut client, from, Scheme::Http).await else {
         return;
     };
+    // A port that a route has for whoever connects is for nobody else: while a release changes that, it is as it was.
+    let Some(to) = edge.routes.find(&port.name) else {
+        // Apart, so that a connection without TLS has no memory for it.
+        Box::pin(serve_by_name(port, client, &ends, from)).await;
+        return;
+    };
+    let Ok(_in_flight) = to.admit(|| from.ip()) else {
+        let (process, env) = (&to.route.process, &to.route.env);
+        tracing::warn!(client = %from, %env, %process, "the port has as many connections as it may have");
+        return;
+    };
+    pass_on(&to, Client::Plain(client, Vec::new()), &ends).await;
+}
+
+/// A client of a port whose routes are told apart by the host that it names.
+async fn serve_by_name(port: &Port, client: TcpStream, ends: &Ends, from: SocketAddr) {
+    match by_name::lead(port, client, from).await {
+        Ok(led) => {
+            pass_on(&led.to, led.client, ends).await;
+            drop(led.in_flight);
+        }
+        Err(error) => {
+            let port = port.address.port();
+            let error = display::chain(&error);
+            tracing::info!(client = %from, port, error, "a client of a port of TCP routes is led nowhere");
+        }
+    }
+}
+
+/// Passes on all that a client and an instance say.
+async fn pass_on(to: &HostRoute, client: Client, ends: &Ends) {
+    let (process, env) = (&to.route.process, &to.route.env);
+    let from = ends.client;
     let mut backend = None;
     let wanted = to.route.settings.sticky;
-    let wanted = wanted.then(|| sticky::by_client(&to, ends.client.ip()));
+    let wanted = wanted.then(|| sticky::by_client(to, from.ip()));
     let mut attempts = to.attempts(wanted.flatten());
     while let Ok(lease) = attempts.next().await {
         let address = lease.upstream().address;
@@ -281,14 +329,25 @@ async fn pass_on(edge: &Edge, name: &str, mut client: TcpStream, from: SocketAdd
     };
     let passed = async {
         if to.route.proxy_protocol.is_some() {
-            let header = proxy_header::encode(ends.client, ends.edge);
+            let header = proxy_header::encode(ends.client, ends.edge, client.tls());
             backend.write_all(&header).await?;
         }
-        let (client, backend) = (&client, &backend);
-        tokio::try_join!(
-            copy(client, backend, &to.counted.received),
-            copy(backend, client, &to.counted.sent)
-        )
+        match client {
+            Client::Plain(client, seen) => {
+                to.counted.received.inc_by(seen.len() as u64);
+                backend.write_all(&seen).await?;
+                drop(seen);
+                let (client, backend) = (&client, &backend);
+                tokio::try_join!(
+                    copy(client, backend, &to.counted.received),
+                    copy(backend, client, &to.counted.sent)
+                )?;
+            }
+            Client::Tls(mut client, _) => {
+                Box::pin(by_name::carry(&mut client, &mut backend, &to.counted)).await?;
+            }
+        }
+        Ok::<_, io::Error>(())
     };
     if let Err(error) = passed.await {
         let address = lease.upstream().address;

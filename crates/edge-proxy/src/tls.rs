@@ -12,10 +12,13 @@
 //! replayed.
 
 use std::fmt;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use ::metrics::{ByOutcome, Outcome};
 use blocking_work::blocking;
@@ -31,8 +34,8 @@ use state_file::StateFileError;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -52,7 +55,7 @@ use crate::tickets::Tickets;
 /// What is offered by ALPN, the best first.
 const ALPN: [&[u8]; 2] = [http2::ALPN, b"http/1.1"];
 /// The alert `unrecognized_name`, fatal, in a record of its own (RFC 8446, 6 and 5.1).
-const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+pub(crate) const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// TLS cannot be set up: the library refuses its own defaults.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +64,7 @@ pub struct TlsError(#[from] rustls::Error);
 
 /// Why a handshake came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum HandshakeError {
+pub(crate) enum HandshakeError {
     #[error("the client names no host")]
     NoHost,
     #[error("there is no certificate for {0}")]
@@ -84,7 +87,7 @@ pub(crate) struct Tls {
     pub(crate) hosts: Arc<HostCertificates>,
     pub(crate) files: CertificateFiles,
     config: Arc<ServerConfig>,
-    turns: Semaphore,
+    pub(crate) turns: Semaphore,
     handshakes: Family<ByOutcome, Counter>,
     count: Gauge,
 }
@@ -108,8 +111,8 @@ impl ResolvesServerCert for ByHost {
         if let Some(kept) = self.certificates.kept_for(&host) {
             return Some(kept);
         }
-        self.edge.routes.find(&host)?;
-        Some(self.certificates.issued_for(&host)?.key)
+        let issued = self.certificates.issued_for(&host)?;
+        self.edge.routes.serves(&host).then_some(issued.key)
     }
 }
 
@@ -179,7 +182,7 @@ impl Tls {
     ) -> Result<Option<TlsStream<TcpStream>>, HandshakeError> {
         let handshake = async {
             let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-            let _turn = self.turns.acquire().await;
+            let turn = self.turns.acquire().await;
             let named = start
                 .client_hello()
                 .server_name()
@@ -207,10 +210,44 @@ impl Tls {
                 start.io.shutdown().await?;
                 return Err(refused);
             }
-            Ok(Some(start.into_stream(Arc::clone(&self.config)).await?))
+            let stream = in_turn(start, Arc::clone(&self.config), turn).await?;
+            Ok(Some(stream))
         };
         let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
         ended.unwrap_or(Err(HandshakeError::TimedOut))
+    }
+
+    /// The handshake of a client of a TCP route whose ClientHello came, and names this host. What is offered by ALPN, the route says.
+    pub(crate) async fn terminate(
+        &self,
+        mut start: StartHandshake<TcpStream>,
+        host: &str,
+        alpn: &[String],
+    ) -> Result<TlsStream<TcpStream>, HandshakeError> {
+        let handshake = async {
+            let turn = self.turns.acquire().await;
+            if !self.hosts.ensure(host).await {
+                start.io.write_all(&UNRECOGNIZED_NAME).await?;
+                start.io.shutdown().await?;
+                return Err(HandshakeError::NoCertificate(host.to_owned()));
+            }
+            let mut config = ServerConfig::clone(&self.config);
+            config.alpn_protocols = alpn.iter().map(|name| name.clone().into_bytes()).collect();
+            Ok(in_turn(start, Arc::new(config), turn).await?)
+        };
+        let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+        let ended = ended.unwrap_or(Err(HandshakeError::TimedOut));
+        self.count_handshake(ended.is_ok());
+        ended
+    }
+
+    fn count_handshake(&self, has_succeeded: bool) {
+        let outcome = if has_succeeded {
+            Outcome::Success
+        } else {
+            Outcome::Failure
+        };
+        self.handshakes.get_or_create(&ByOutcome { outcome }).inc();
     }
 
     async fn serve_one(
@@ -232,11 +269,7 @@ impl Tls {
         let handshake = self.handshake(stream).await;
         // It is taken again with the first request.
         drop(share);
-        let outcome = match &handshake {
-            Ok(_) => Outcome::Success,
-            Err(_) => Outcome::Failure,
-        };
-        self.handshakes.get_or_create(&ByOutcome { outcome }).inc();
+        self.count_handshake(handshake.is_ok());
         match handshake {
             Ok(None) => {}
             Ok(Some(stream)) if stream.get_ref().1.alpn_protocol() == Some(http2::ALPN) => {
@@ -249,6 +282,21 @@ impl Tls {
             }
             Err(error) => tracing::debug!(%client, %error, "a TLS handshake came to nothing"),
         }
+    }
+}
+
+/// The rest of a handshake. What costs is done when the server has answered: who then waits for its client holds up no other.
+async fn in_turn<T>(
+    start: StartHandshake<TcpStream>,
+    config: Arc<ServerConfig>,
+    turn: T,
+) -> io::Result<TlsStream<TcpStream>> {
+    let mut rest = start.into_stream(config);
+    let begun = poll_fn(|context| Poll::Ready(Pin::new(&mut rest).poll(context))).await;
+    drop(turn);
+    match begun {
+        Poll::Ready(done) => done,
+        Poll::Pending => rest.await,
     }
 }
 

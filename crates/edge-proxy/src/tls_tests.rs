@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::edge::{Backend, EdgeCertificate, Route, RouteTable, TicketKeys};
+use api::edge::{
+    Backend, EdgeCertificate, HostCertificateRequest, HostCertificateResponse, Route, RouteTable,
+    TicketKeys,
+};
 use identity::{IngressCa, MemberKey, SealKey};
 use model::{Generation, InstanceId, Term};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -447,6 +450,115 @@ async fn a_host_without_one_has_a_certificate_of_the_ingress_ca_after_a_restart_
     edge.stop().await;
 }
 
+/// Signs what edges ask for by this CA, over HTTPS, as the server does; what asks it.
+async fn signer(ca: Arc<IngressCa>) -> api_client::ApiClient {
+    let authority = Authority::new();
+    let own = authority.certificate(&["localhost"]);
+    let chain = leaf_of(&own);
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(own.key_pem.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![chain], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, ca) = (acceptor.clone(), Arc::clone(&ca));
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(acceptor.accept(stream).await.unwrap());
+                let (mut line, mut length) = (String::new(), 0);
+                while stream.read_line(&mut line).await.unwrap() > 2 {
+                    if let Some(said) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = said.trim().parse().unwrap();
+                    }
+                    line.clear();
+                }
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).await.unwrap();
+                let asked: HostCertificateRequest = serde_json::from_slice(&body).unwrap();
+                let leaf = ca.sign_host(&asked.csr_pem, &asked.host, now()).unwrap();
+                let chain_pem = format!("{leaf}{}", ca.certificate_pem());
+                let said = serde_json::to_string(&HostCertificateResponse { chain_pem }).unwrap();
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    said.len()
+                );
+                stream.write_all((head + &said).as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+            });
+        }
+    });
+    let config = api_client::ClientConfig {
+        server: format!("https://localhost:{port}"),
+        token: "a-token".to_owned(),
+        ca_pem: authority.pem,
+    };
+    api_client::ApiClient::user(&config).unwrap()
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_ingress_ca_is_renewed_in_time_and_clients_have_the_one_before_meanwhile()
+ {
+    const DAY_MS: u64 = 24 * 3_600_000;
+    let edge = TestEdge::start().await;
+    let ca = Arc::new(IngressCa::generate("c1", model::Timestamp(now().0 - 30 * DAY_MS)).unwrap());
+    // Signed so many days ago, for seven.
+    let of_age = |host: &str, days: u64| {
+        let key = MemberKey::generate().unwrap();
+        let then = model::Timestamp(now().0 - days * DAY_MS);
+        let leaf = ca.sign_host(&key.csr_pem(host).unwrap(), host, then);
+        let pem = EdgeCertificate {
+            chain_pem: format!("{}{}", leaf.unwrap(), ca.certificate_pem()),
+            key_pem: key.key_pem(),
+        };
+        let usable = Usable::of(&pem).unwrap();
+        edge.tls.certificates.set_issued(host, usable);
+        leaf_of(&pem)
+    };
+    let config = Arc::new(client_of(ca.certificate_pem(), rustls::ALL_VERSIONS));
+    let (due, ended) = (of_age("a.test", 5), of_age("b.a.test", 8));
+    // Nobody signs: what has not ended goes on.
+    let stream = edge.connect(&config, "a.test").await.unwrap();
+    assert_eq!(leaf(&stream), due);
+    assert!(edge.connect(&config, "b.a.test").await.is_err());
+    edge.tls.hosts.ask_by(signer(Arc::clone(&ca)).await);
+    // One that has ended is replaced within the handshake.
+    let stream = edge.connect(&config, "b.a.test").await.unwrap();
+    assert_ne!(leaf(&stream), ended);
+    // One that is due: its clients do not wait, and later ones have the next one.
+    let renewed = async {
+        loop {
+            let stream = edge.connect(&config, "a.test").await.unwrap();
+            if leaf(&stream) != due {
+                return leaf(&stream);
+            }
+        }
+    };
+    let renewed = tokio::time::timeout(SOON, renewed).await.unwrap();
+    let says = edge.tls.certificates.issued_for("a.test").unwrap().says;
+    assert!(says.not_after.0 > now().0 + 6 * DAY_MS);
+    // It is not asked for again, and is there after a restart.
+    let stream = edge.connect(&config, "a.test").await.unwrap();
+    assert_eq!(leaf(&stream), renewed);
+    let files = CertificateFiles::new(edge.folder.path());
+    let kept = async {
+        while files.read_all(Kind::Issued).unwrap().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, kept).await.unwrap();
+    edge.shutdown.cancel();
+    let edge = TestEdge::on(edge.folder).await;
+    let stream = edge.connect(&config, "a.test").await.unwrap();
+    assert_eq!(leaf(&stream), renewed);
+    edge.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_that_has_its_share_gets_no_handshake() {
     let edge = TestEdge::start().await;
@@ -499,6 +611,36 @@ async fn a_client_that_does_not_end_its_handshake_is_cut_off() {
         cut.await.unwrap().unwrap();
         assert!(began.elapsed() >= HANDSHAKE_TIMEOUT);
     }
+    edge.stop().await;
+}
+
+/// Who waits for the end of its handshake, and never sends it, is in nobody's way.
+#[tokio::test]
+async fn handshakes_that_do_not_end_take_no_turn_of_others() {
+    let (edge, authority) = (TestEdge::start().await, Authority::new());
+    edge.take(1, &[("a", &authority.certificate(&["a.test"]))], &[]);
+    let config = Arc::new(client_of(&authority.pem, rustls::ALL_VERSIONS));
+    let mut halfway = Vec::new();
+    for _ in 0..20 {
+        let name = ServerName::try_from("a.test").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::clone(&config), name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        let mut stream = TcpStream::connect(edge.address).await.unwrap();
+        stream.write_all(&hello).await.unwrap();
+        let mut head = [0; 5];
+        let answer = tokio::time::timeout(SOON, stream.read_exact(&mut head));
+        answer.await.unwrap().unwrap();
+        halfway.push(stream);
+    }
+    let turns = async {
+        while edge.tls.turns.available_permits() < crate::limits::MAX_HANDSHAKES {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, turns).await.unwrap();
+    edge.connect(&config, "a.test").await.unwrap();
+    drop(halfway);
     edge.stop().await;
 }
 

@@ -14,11 +14,18 @@ use crate::timer::{Timer, now};
 
 /// How far one direction is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
+pub(crate) enum Direction {
     Open,
     /// Its sender has ended; what is left is written.
     Ending,
     Closed,
+}
+
+/// Bytes that moved in one direction.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Moved {
+    pub(crate) read: usize,
+    pub(crate) written: usize,
 }
 
 /// Why a tunnel ended, other than by its ends.
@@ -45,7 +52,7 @@ pub(crate) async fn carry<S: Stream, B: Stream>(
     let (backend, of_backend) = backend;
     timer.set(now() + TUNNEL_IDLE_TIMEOUT);
     poll_fn(|context| {
-        let mut moved = false;
+        let mut moved = Moved::default();
         let (from, to) = (&mut client.stream, &mut *backend);
         poll_copy(context, from, &mut client.buffer, to, &mut up, &mut moved)?;
         let (from, to) = (&mut *backend, &mut client.stream);
@@ -53,7 +60,7 @@ pub(crate) async fn carry<S: Stream, B: Stream>(
         if (up, down) == (Direction::Closed, Direction::Closed) {
             return Poll::Ready(Ok(()));
         }
-        if moved {
+        if moved.read + moved.written > 0 {
             timer.set(now() + TUNNEL_IDLE_TIMEOUT);
         }
         timer.poll(context).map(|()| Err(TunnelEnd::Idle))
@@ -62,13 +69,13 @@ pub(crate) async fn carry<S: Stream, B: Stream>(
 }
 
 /// Copies one way what can be copied now.
-fn poll_copy<R, W>(
+pub(crate) fn poll_copy<R, W>(
     context: &mut Context<'_>,
     from: &mut R,
     buffer: &mut Buffer,
     to: &mut W,
     direction: &mut Direction,
-    moved: &mut bool,
+    moved: &mut Moved,
 ) -> io::Result<()>
 where
     R: AsyncRead + Unpin,
@@ -78,9 +85,12 @@ where
         if !buffer.is_empty() {
             match poll_write(to, context, buffer.data(), &[]) {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(written) => buffer.consume(written?),
+                Poll::Ready(written) => {
+                    let written = written?;
+                    buffer.consume(written);
+                    moved.written += written;
+                }
             }
-            *moved = true;
             continue;
         }
         if *direction == Direction::Ending {
@@ -99,10 +109,7 @@ where
                 return Ok(());
             }
             Poll::Ready(Ok(0)) => *direction = Direction::Ending,
-            Poll::Ready(read) => {
-                read?;
-                *moved = true;
-            }
+            Poll::Ready(read) => moved.read += read?,
         }
     }
     Ok(())

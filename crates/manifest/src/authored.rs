@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::routes::{
-    Hsts, MAX_ROUTES, MAX_TCP_ROUTES, PlainHttp, Route, TCP_ROUTE_PORTS, TcpRoute,
+    Hsts, MAX_ROUTES, MAX_TCP_ROUTES, PlainHttp, Route, TCP_ROUTE_PORTS, TcpRoute, TlsMode,
 };
 use crate::formats;
 
@@ -120,6 +120,14 @@ text!(
     HostName
 );
 text!(
+    /// A protocol's name for ALPN: 1 to 64 visible ASCII characters.
+    #[schemars(
+        extend("pattern" = formats::ALPN_PROTOCOL),
+        extend("examples" = ["postgresql"])
+    )]
+    AlpnProtocol
+);
+text!(
     /// An image reference that is pinned by digest. Nothing ever runs by tag.
     #[schemars(
         extend("pattern" = formats::IMAGE, "maxLength" = 512),
@@ -191,8 +199,8 @@ pub(crate) struct Manifest {
         "propertyNames" = { "maxLength": MAX_HOST_CHARS }
     ))]
     pub(crate) routes: BTreeMap<HostName, Route>,
-    /// Ports of edges and where each leads, for what is not HTTP. An edge listens there as long as the route is, each port leads to one env of the
-    /// cluster, and what comes in is passed on byte by byte. Absent: none.
+    /// Ports of edges and where each leads, for what is not HTTP. An edge listens there as long as the route is, and what comes in is passed on byte by byte. Each
+    /// port leads to one env of the cluster; by `host` and `tls`, each of its hosts does. Absent: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("maxItems" = MAX_TCP_ROUTES))]
     pub(crate) tcp_routes: Vec<TcpRoute>,

@@ -90,7 +90,8 @@ codes! {
     UnknownPort = "unknown_port",
     /// A route to a port that does not speak HTTP.
     NotHttp = "not_http",
-    /// Keys of a route that do not fit each other: `burst` without `rate_limit`, `preload` without what it needs.
+    /// Keys of routes that do not fit each other: `burst` without `rate_limit`, `preload` without what it needs, `host` without `tls`, a port of edges for a
+    /// host and for whoever connects.
     Conflict = "conflict",
     /// `scaling.min` is larger than `scaling.max`.
     MinAboveMax = "min_above_max",

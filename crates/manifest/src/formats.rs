@@ -30,6 +30,8 @@ pub(crate) const USER: &str = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(:[A-Za-z0-9_][A-Za-
 /// What stands in an HTTP request line, without a fragment.
 pub(crate) const HTTP_PATH: &str = r"^/[!-\x22$-~]*$";
 
+/// A protocol's name for ALPN (RFC 7301, 3.1), as all that are registered are.
+pub(crate) const ALPN_PROTOCOL: &str = "^[!-~]{1,64}$";
 /// A token (RFC 9110, 5.6.2).
 pub(crate) const HEADER_NAME: &str = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$";
 /// Visible ASCII characters, and spaces between them (RFC 9110, 5.5).
@@ -71,6 +73,7 @@ pub(crate) fn check(pattern: &str, text: &str) -> Result<(), Refusal> {
         IMAGE => image(text),
         USER => user(text),
         HTTP_PATH => http_path(text),
+        ALPN_PROTOCOL => alpn_protocol(text),
         HEADER_NAME => header_name(text),
         HEADER_VALUE => header_value(text),
         FILE_MODE => file_mode(text),
@@ -96,6 +99,7 @@ pub(crate) fn noun(pattern: &str) -> &'static str {
         IMAGE => "an image reference",
         USER => "a user",
         HTTP_PATH => "a path such as \"/healthz\"",
+        ALPN_PROTOCOL => "the name of a protocol",
         HEADER_NAME => "the name of a header",
         HEADER_VALUE => "the value of a header",
         FILE_MODE => "a mode such as \"0444\"",
@@ -406,6 +410,16 @@ fn header_name(text: &str) -> Result<(), Refusal> {
     )
 }
 
+fn alpn_protocol(text: &str) -> Result<(), Refusal> {
+    if (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(());
+    }
+    refuse(
+        format!("`{}` is no name of a protocol", shown(text)),
+        "write 1 to 64 visible ASCII characters, such as `postgresql` or `h2`",
+    )
+}
+
 fn header_value(text: &str) -> Result<(), Refusal> {
     let printable = text.bytes().all(|b| matches!(b, b' '..=b'~'));
     if printable && !text.is_empty() && text.trim_matches(' ') == text {
@@ -448,7 +462,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [&str; 14] = [
+    const ALL: [&str; 15] = [
         NODE_LABEL,
         LABEL,
         VARIABLE_NAME,
@@ -459,6 +473,7 @@ mod tests {
         IMAGE,
         USER,
         HTTP_PATH,
+        ALPN_PROTOCOL,
         HEADER_NAME,
         HEADER_VALUE,
         FILE_MODE,

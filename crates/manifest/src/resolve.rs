@@ -4,7 +4,7 @@ use model::instance::{
     self, EgressPolicy, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy,
 };
 use model::{
-    AppName, Hsts, NameError, PlainHttp, ProcessName, RateLimit, RouteSettings, route_name,
+    AppName, Hsts, NameError, PlainHttp, ProcessName, RateLimit, RouteSettings, TlsMode, route_name,
 };
 
 use crate::authored::{self, Duration, Label, NodeLabel, Size, Text};
@@ -41,10 +41,23 @@ pub(crate) fn resolve(written: &authored::Manifest) -> Option<Manifest> {
             port: route.port,
             settings: RouteSettings {
                 sticky: route.sticky,
+                tls: route.tls.map(|tls| match tls {
+                    authored::TlsMode::Terminate => TlsMode::Terminate,
+                    authored::TlsMode::Passthrough => TlsMode::Passthrough,
+                }),
+                alpn: route
+                    .alpn
+                    .iter()
+                    .flatten()
+                    .map(|name| name.0.clone())
+                    .collect(),
                 ..RouteSettings::default()
             },
         };
-        let name = route_name::of_tcp(route.listen);
+        let name = match &route.host {
+            Some(host) => route_name::of_tls(&host.0, route.listen),
+            None => route_name::of_tcp(route.listen),
+        };
         manifest.routes.insert(name, target);
     }
     Some(manifest)
@@ -77,6 +90,7 @@ fn settings(route: &authored::Route) -> Option<RouteSettings> {
             authored::PlainHttp::Serve => PlainHttp::Serve,
         }),
         hsts,
+        ..RouteSettings::default()
     })
 }
 
@@ -277,7 +291,7 @@ pub(crate) fn write(manifest: &Manifest) -> authored::Manifest {
             .map(|(name, process)| (label(name.as_str()), write_process(process)))
             .collect(),
         routes: (manifest.routes.iter())
-            .filter(|(name, _)| route_name::tcp_port(name).is_none())
+            .filter(|(name, _)| route_name::is_host(name))
             .map(|(host, target)| {
                 let settings = &target.settings;
                 let route = authored::Route {
@@ -297,8 +311,14 @@ pub(crate) fn write(manifest: &Manifest) -> authored::Manifest {
             .collect(),
         tcp_routes: (manifest.routes.iter())
             .filter_map(|(name, target)| {
+                let alpn = &target.settings.alpn;
+                let alpn = alpn.iter().cloned().map(authored::AlpnProtocol);
                 Some(authored::TcpRoute {
-                    listen: route_name::tcp_port(name)?,
+                    listen: route_name::port_of_edges(name)?,
+                    host: route_name::tls(name)
+                        .map(|(host, _)| authored::HostName(host.to_owned())),
+                    tls: target.settings.tls.and_then(write_tls),
+                    alpn: (!target.settings.alpn.is_empty()).then(|| alpn.collect()),
                     process: label(target.process.as_str()),
                     port: target.port,
                     sticky: target.settings.sticky,
@@ -314,6 +334,15 @@ fn write_plain_http(http: PlainHttp) -> Option<authored::PlainHttp> {
         PlainHttp::Redirect => Some(authored::PlainHttp::Redirect),
         PlainHttp::Serve => Some(authored::PlainHttp::Serve),
         PlainHttp::Unknown => None,
+    }
+}
+
+/// `None`: a newer server's, which this one does not know.
+fn write_tls(tls: TlsMode) -> Option<authored::TlsMode> {
+    match tls {
+        TlsMode::Terminate => Some(authored::TlsMode::Terminate),
+        TlsMode::Passthrough => Some(authored::TlsMode::Passthrough),
+        TlsMode::Unknown => None,
     }
 }
 

@@ -492,13 +492,10 @@ impl<'a> Rules<'a, '_> {
     fn tcp_routes(&mut self) {
         let array = [key("tcp_routes")];
         let routes = &self.manifest.tcp_routes;
-        let listens: Vec<String> = (routes.iter())
-            .map(|route| route.listen.to_string())
-            .collect();
-        let values = listens.iter().map(String::as_str);
-        self.duplicates(values, &array, Some("listen"), "port of edges");
+        self.ports_of_edges(&array, routes);
         for (position, route) in routes.iter().enumerate() {
             let path = join(&array, [self.index(&array, position)]);
+            self.tls_of(&path, route);
             let target = self.target(&path, &route.process, route.port);
             let at_listen = join(&path, [key("listen")]);
             if target.is_some()
@@ -516,6 +513,90 @@ impl<'a> Rules<'a, '_> {
                     format!("take one of {first} to {last}, or run each edge with `--tcp-ports {first}-{last},{}`", route.listen),
                 );
             }
+        }
+    }
+
+    /// A port is for whoever connects, by one route, or for hosts, each by one route.
+    fn ports_of_edges(&mut self, array: &[Step], routes: &[authored::TcpRoute]) {
+        let mut ports: BTreeMap<u16, BTreeMap<Option<&str>, Path>> = BTreeMap::new();
+        for (position, route) in routes.iter().enumerate() {
+            let path = join(array, [self.index(array, position)]);
+            let [at_listen, at_host] = ["listen", "host"].map(|name| join(&path, [key(name)]));
+            if self.tainted(&at_listen) || self.tainted(&at_host) {
+                continue;
+            }
+            let host = route.host.as_ref().map(|host| host.0.as_str());
+            let known = ports.entry(route.listen).or_default();
+            let dotted = crate::diagnostic::dotted;
+            if let Some(earlier) = known.get(&host) {
+                let hint = format!("it is also at `{}`; remove one", dotted(earlier));
+                let (at, message) = match host {
+                    Some(host) => (
+                        at_host,
+                        format!(
+                            "the host `{}` is there twice at port of edges {}",
+                            shown(host),
+                            route.listen
+                        ),
+                    ),
+                    None => (
+                        at_listen,
+                        format!("the port of edges `{}` is there twice", route.listen),
+                    ),
+                };
+                self.refuse(Code::Duplicate, at, message, hint);
+                continue;
+            }
+            let of_other_kind = match host {
+                Some(_) => known.get(&None),
+                None => known.values().next(),
+            };
+            if let Some(earlier) = of_other_kind {
+                let hint = format!(
+                    "give both a `host` and `tls`, or one of them another port; the other is at `{}`",
+                    dotted(earlier)
+                );
+                let message = format!(
+                    "port of edges {} is for a host and for whoever connects",
+                    route.listen
+                );
+                self.refuse(Code::Conflict, at_listen, message, hint);
+                continue;
+            }
+            known.insert(host, if host.is_some() { at_host } else { at_listen });
+        }
+    }
+
+    /// Only by TLS does a client name a host.
+    fn tls_of(&mut self, path: &[Step], route: &authored::TcpRoute) {
+        let at = |name| join(path, [key(name)]);
+        let keys = ["host", "tls", "alpn"];
+        if keys.iter().any(|name| self.tainted(&at(name))) {
+            return;
+        }
+        match (&route.host, route.tls) {
+            (None, Some(_)) => self.refuse(
+                Code::Conflict,
+                at("tls"),
+                "missing key `host`, which `tls` needs".to_owned(),
+                "add it, such as `host = \"db.example.com\"`, or remove `tls`: then all is passed on, TLS too".to_owned(),
+            ),
+            (Some(_), None) => self.refuse(
+                Code::Conflict,
+                at("host"),
+                "missing key `tls`, which `host` needs: only by TLS does a client name its host"
+                    .to_owned(),
+                "add `tls = \"terminate\"`, where edges have the certificate, or `tls = \"passthrough\"`, where the app has it; or remove `host`".to_owned(),
+            ),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        if route.alpn.is_some() && route.tls != Some(authored::TlsMode::Terminate) {
+            self.refuse(
+                Code::Conflict,
+                at("alpn"),
+                "`alpn` goes with `tls = \"terminate\"` only".to_owned(),
+                "remove it: where TLS ends at the app, the app says what it offers".to_owned(),
+            );
         }
     }
 

@@ -132,6 +132,8 @@ fn the_whole_manifest() {
                         rate_limit: None,
                         http: None,
                         hsts: None,
+                        tls: None,
+                        alpn: [],
                     },
                 },
             },
@@ -772,21 +774,6 @@ fn meaning() {
                 out_of_range 3:89 routes.a.hard_limit: `9000` is out of range [write a value from 1 to 5000]
                 conflict 3:103 routes.a.burst: missing key `rate_limit`, which `burst` needs [add it, such as `rate_limit = 5`, or remove `burst`]
                 wrong_type 4:31 routes.b.rate_limit: expected an integer, found a string [such as 10]
-            "#]],
-        ),
-        (
-            "[[tcp_routes]]\nlisten = 30080\nport = 80\n[[tcp_routes]]\nlisten = 25\nport = 80\n[[processes.web.ports]]\nport = 80\nprotocol = 'tcp'",
-            expect![[r#"
-                port_of_edges 6:10 tcp_routes[1].listen: edges listen at port 25 only where their operators allow it [take one of 30000 to 32767, or run each edge with `--tcp-ports 30000-32767,25`]
-            "#]],
-        ),
-        (
-            "[[tcp_routes]]\nlisten = 30080\nport = 80\n[[tcp_routes]]\nlisten = 30080\nport = 81\nprocess = 'db'\n[[tcp_routes]]\nport = 80",
-            expect![[r#"
-                unknown_port 4:8 tcp_routes[0].port: process `web` has no port 80 [add it: `[[processes.web.ports]]` with `port = 80`]
-                duplicate 6:10 tcp_routes[1].listen: the port of edges `30080` is there twice [it is also at `tcp_routes[0].listen`; remove one]
-                unknown_process 8:11 tcp_routes[1].process: there is no process `db` [there is "web"]
-                missing_key 9:1 tcp_routes[2].listen: missing key `listen` [add it, such as `listen = 30432`]
             "#]],
         ),
         (

@@ -59,6 +59,7 @@ fn headers() -> impl Strategy<Value = String> {
         "[routes.\"b.example.com\"]\nport = 8080",
         "[routes.\"c.example.com\"]\nport = 8080\nsticky = true\nidle_timeout = '2m'\nmax_requests = 9\nhard_limit = 3\nrate_limit = 10\nburst = 20",
         "[[tcp_routes]]\nlisten = 30432\nport = 8080\nsticky = true",
+        "[[tcp_routes]]\nport = 8080\nlisten = 30433\ntls = 'terminate' # here\nalpn = [\"a\", 'b']\nhost = 'db.example.com'",
         "[routes.\"c.example.com\"]\nport = 8080\nhttp = \"redirect\"\nhsts = { max_age = \"8760h\" }",
     ])
     .prop_map(str::to_owned)

@@ -19,4 +19,4 @@ pub use ids::{
     ReleaseNumber, Term, Timestamp, UserName, VolumeId,
 };
 pub use public_key::PublicKey;
-pub use route_settings::{Hsts, PlainHttp, RateLimit, RouteSettings};
+pub use route_settings::{Hsts, PlainHttp, RateLimit, RouteSettings, TlsMode};

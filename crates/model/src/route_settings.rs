@@ -28,6 +28,25 @@ pub struct RouteSettings {
     /// That browsers are told to use HTTPS only (RFC 6797). Absent: what the app says of it passes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hsts: Option<Hsts>,
+    /// Of a TCP route for one host: where TLS ends. Absent in all others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsMode>,
+    /// Of one whose TLS ends at the edge: what that offers by ALPN (RFC 7301), the best first. Empty: nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alpn: Vec<String>,
+}
+
+/// Where the TLS of a TCP route ends: the modes of a `TLSRoute` in Kubernetes' Gateway API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// At the edge, which has a certificate for the host; the app gets what was in it.
+    Terminate,
+    /// At the app; the edge reads which host the client names, and passes all on.
+    Passthrough,
+    /// What a newer server says: nobody is led by such a route.
+    #[serde(other)]
+    Unknown,
 }
 
 /// How often one client may ask: a token bucket.
@@ -86,6 +105,9 @@ mod tests {
         assert_eq!(write(&RouteSettings::default()), "{}");
         let known = r#"{"sticky":true,"idle_timeout_ms":5000,"max_requests":7,"hard_limit":2,"rate_limit":{"requests_per_second":3,"burst":9}}"#;
         assert_eq!(write(&read(known)), known);
+        let by_tls = r#"{"tls":"terminate","alpn":["postgresql"]}"#;
+        assert_eq!(write(&read(by_tls)), by_tls);
+        assert_eq!(read(r#"{"tls":"teleport"}"#).tls, Some(TlsMode::Unknown));
         let newer = r#"{"sticky":true,"teleport":{"to":"mars"}}"#;
         assert_eq!(write(&read(newer)), r#"{"sticky":true}"#);
     }

@@ -9,9 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::node::ExecWanted;
-use api_client::{ApiClient, NodeExec};
-use guest_protocol::{GuestFrame, HostFrame};
-use tokio::time::{Instant, sleep_until};
+use api_client::{ApiClient, NodeExec, STREAM_SIGN_OF_LIFE};
+use guest_protocol::{GuestFrame, HostFrame, Stream};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::directory::Directory;
 use crate::framed::GuestReader;
@@ -63,9 +63,13 @@ async fn relay(
     let touch = || *moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     let to_user = async {
         loop {
-            match next_output(reader).await {
-                Ok(frame) => user.writer.send(&frame).await.ok()?,
-                Err(last) => return Some(last),
+            match timeout(STREAM_SIGN_OF_LIFE, next_output(reader)).await {
+                Ok(Ok(frame)) => user.writer.send(&frame).await.ok()?,
+                Ok(Err(last)) => return Some(last),
+                Err(_) => {
+                    user.writer.send(&sign_of_life()).await.ok()?;
+                    continue;
+                }
             }
             touch();
         }
@@ -89,7 +93,15 @@ async fn relay(
     }
 }
 
-/// The command's next output, or the last word.
+/// Output of no bytes: the user's end knows by it that the connection stalls nowhere.
+fn sign_of_life() -> GuestFrame {
+    GuestFrame::ExecOutput {
+        stream: Stream::Stdout,
+        bytes: Vec::new(),
+    }
+}
+
+/// The command's next output, or the last word. Cancel-safe.
 async fn next_output(reader: &mut GuestReader) -> Result<GuestFrame, GuestFrame> {
     match reader.read().await {
         Ok(Some(frame)) if is_output(&frame) => Ok(frame),

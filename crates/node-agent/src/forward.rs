@@ -69,7 +69,7 @@ pub(crate) async fn serve(
     if user.writer.send(&ForwardFrame::Opened).await.is_err() {
         return Ok(());
     }
-    if let Err(failure) = carry(connection, user, ended(instance, running)).await {
+    if let Err(failure) = carry(connection, user, ended(instance, running), || ()).await {
         tracing::debug!(%instance, port, %failure, "a forwarded connection broke");
     }
     Ok(())

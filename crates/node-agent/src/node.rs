@@ -108,6 +108,8 @@ pub(crate) async fn run(
         insecure: options.insecure_registries.clone(),
         mirrors: options.registry_mirrors.clone(),
         credentials: Credentials::Source(Arc::new(ServerLogins(client.clone()))),
+        // Whoever may deploy names the registry.
+        addresses: registry::Addresses::Checked,
         limits: registry::Limits::default(),
     })
     .map_err(NodeError::Registry)?;

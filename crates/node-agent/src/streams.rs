@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::node::{InstanceStats, SignalAnswer, StreamRefused};
+use api::node::{InstanceStats, RefusalKind, SignalAnswer, StreamRefused};
 use api::node::{LogLine, LogsWanted, StreamRequest, StreamWanted};
 use api_client::{ApiClient, ClientError};
 use bytes::Bytes;
@@ -88,8 +88,8 @@ impl Places {
     /// A place for a stream.
     ///
     /// # Errors
-    /// For people: there is none left.
-    fn take(&self, wanted: &StreamWanted) -> Result<OwnedSemaphorePermit, String> {
+    /// There is none left at this moment.
+    fn take(&self, wanted: &StreamWanted) -> Result<OwnedSemaphorePermit, StreamRefused> {
         let (places, count, what) = match wanted {
             StreamWanted::Logs(_) => (&self.logs, MAX_LOG_STREAMS, "readers of logs"),
             StreamWanted::Exec(_) => (&self.execs, MAX_EXEC_STREAMS, "commands"),
@@ -101,7 +101,10 @@ impl Places {
             | StreamWanted::Unsupported { .. } => (&self.calls, MAX_CALLS, "calls"),
         };
         let place = Arc::clone(places).try_acquire_owned();
-        place.map_err(|_| format!("this node has {count} {what} at this moment, and takes no more"))
+        place.map_err(|_| StreamRefused {
+            reason: format!("this node has {count} {what} at this moment, and takes no more"),
+            kind: RefusalKind::Busy,
+        })
     }
 }
 
@@ -129,13 +132,12 @@ pub(crate) async fn serve(client: ApiClient, logs: StreamLogs) {
                         tracing::debug!(%error, "a stream ended early");
                     }
                 }),
-                Err(reason) => {
+                Err(refused) => {
                     let Ok(place) = Arc::clone(&refusals).try_acquire_owned() else {
                         continue;
                     };
                     open.spawn(async move {
                         let _place = place;
-                        let refused = StreamRefused { reason };
                         if let Err(error) = client.refuse_stream(&request.stream, &refused).await {
                             tracing::debug!(%error, "a refusal did not arrive");
                         }
@@ -168,8 +170,9 @@ async fn serve_one(
                 reason,
                 "refused a stream; the server is newer than this node"
             );
+            let kind = RefusalKind::Unsupported;
             client
-                .refuse_stream(&stream, &StreamRefused { reason })
+                .refuse_stream(&stream, &StreamRefused { reason, kind })
                 .await
         }
         StreamWanted::Stats { instances } => {

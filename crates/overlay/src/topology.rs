@@ -124,10 +124,10 @@ pub type Peers = BTreeMap<NodeId, Vec<Route>>;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Topology {
     mode: Mode,
-    /// The region of each member.
-    members: BTreeMap<NodeId, Arc<str>>,
-    /// The nodes of each region.
-    regions: BTreeMap<Arc<str>, BTreeSet<NodeId>>,
+    /// The members, in the order of their numbers. A topology of thousands is small: each change makes another, which many hold for a while.
+    members: Vec<NodeId>,
+    /// The nodes of each region, in the order of their numbers.
+    regions: BTreeMap<Arc<str>, Vec<NodeId>>,
     edges: BTreeSet<NodeId>,
     /// The hubs of each member that is none, its home first.
     hubs_of: BTreeMap<NodeId, Vec<NodeId>>,
@@ -142,16 +142,17 @@ impl Topology {
     pub fn new(members: &BTreeMap<NodeId, Member>, mode: Mode, faults: &HubFaults) -> Self {
         let mut topology = Self {
             mode,
+            members: Vec::with_capacity(members.len()),
             ..Self::default()
         };
         for (id, member) in members {
-            topology.members.insert(*id, member.region.clone());
+            topology.members.push(*id);
             if member.is_edge {
                 topology.edges.insert(*id);
                 continue;
             }
             let region = topology.regions.entry(member.region.clone()).or_default();
-            region.insert(*id);
+            region.push(*id);
         }
         if matches!(mode, Mode::Hubs { .. }) {
             topology.choose_hubs(members, faults);
@@ -220,12 +221,12 @@ impl Topology {
 
     /// The members, in the order of their numbers.
     pub fn members(&self) -> impl Iterator<Item = NodeId> {
-        self.members.keys().copied()
+        self.members.iter().copied()
     }
 
     /// Whether this is a member.
     pub fn has(&self, member: NodeId) -> bool {
-        self.members.contains_key(&member)
+        self.members.binary_search(&member).is_ok()
     }
 
     /// The hubs, each with the members whose home it is.
@@ -255,18 +256,18 @@ impl Topology {
 
     /// The peers of a member, none where it is none. This costs what there are peers and routes.
     pub fn peers(&self, member: NodeId) -> Peers {
-        let Some(region) = self.members.get(&member) else {
+        if !self.has(member) {
             return Peers::new();
-        };
+        }
         match self.mode {
             Mode::Mesh => {
-                let others = self.members.keys().filter(|other| **other != member);
+                let others = self.members.iter().filter(|other| **other != member);
                 others
                     .map(|other| (*other, vec![Route::Member(*other)]))
                     .collect()
             }
             Mode::Hubs { .. } if self.edges.contains(&member) => {
-                let nodes = self.members.keys().filter(|id| !self.edges.contains(id));
+                let nodes = self.members.iter().filter(|id| !self.edges.contains(id));
                 nodes.map(|id| (*id, vec![Route::Member(*id)])).collect()
             }
             Mode::Hubs { .. } if self.is_hub(member) => self.peers_of_hub(member),
@@ -281,8 +282,9 @@ impl Topology {
                     };
                     peers.insert(*hub, vec![route]);
                 }
-                let near =
-                    (self.regions.get(region)).filter(|near| near.len() <= usize::from(local_mesh));
+                let mut regions = self.regions.values();
+                let near = regions.find(|nodes| nodes.binary_search(&member).is_ok());
+                let near = near.filter(|near| near.len() <= usize::from(local_mesh));
                 for other in near.into_iter().flatten() {
                     if *other != member && !self.is_hub(*other) {
                         peers.insert(*other, vec![Route::Member(*other)]);

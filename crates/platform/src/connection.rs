@@ -39,10 +39,25 @@ pub(crate) struct ClusterArguments {
         env = "PLATFORM_CONTEXT",
         hide_env_values = true
     )]
-    context: Option<ContextName>,
+    context: Option<String>,
 }
 
 impl ClusterArguments {
+    /// The context that is named. A variable that is set to nothing names none.
+    fn context(&self) -> Result<Option<ContextName>, Failure> {
+        let named = self.context.as_deref();
+        let is_nothing = |name: &&str| {
+            name.is_empty() && std::env::var_os("PLATFORM_CONTEXT").is_some_and(|v| v.is_empty())
+        };
+        let named = named.filter(|name| !is_nothing(name));
+        named
+            .map(|name| {
+                let read = name.parse();
+                read.map_err(|error| Failure::new(format!("context `{name}`: {error}")))
+            })
+            .transpose()
+    }
+
     /// A client for this user.
     pub(crate) fn connect(&self) -> Result<ApiClient, Failure> {
         let path = self.path()?;
@@ -63,7 +78,7 @@ impl ClusterArguments {
         let is_variable = |name: &str, value: &std::ffi::OsStr| {
             std::env::var_os(name).is_some_and(|variable| variable == value)
         };
-        let Some(context) = &self.context else {
+        let Some(context) = self.context()? else {
             return Ok(Some(PathBuf::from(path)));
         };
         let by_variable = (
@@ -89,8 +104,8 @@ impl ClusterArguments {
         }
         let contexts = Contexts::of_user();
         if let Some(contexts) = &contexts {
-            let chosen = match &self.context {
-                Some(name) => Some(name.clone()),
+            let chosen = match self.context()? {
+                Some(name) => Some(name),
                 None => contexts.current()?,
             };
             if let Some(name) = chosen {

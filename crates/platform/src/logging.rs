@@ -51,6 +51,8 @@ impl LogArguments {
         })?;
         let lines = tracing_subscriber::fmt()
             .with_env_filter(filter)
+            // A line that cannot be written, as on a full disk, is lost. Without this it would be told on standard error, and that panics.
+            .log_internal_errors(false)
             .with_writer(std::io::stderr);
         if self.log_format == LogFormat::Json {
             lines.json().flatten_event(true).init();

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::node::PullSecret;
 use clap::Args;
 use oci::parse_registry;
-use registry::{Credential, Credentials, DockerConfig, Limits, Registry, RegistryOptions};
+use registry::{
+    Addresses, Credential, Credentials, DockerConfig, Limits, Registry, RegistryOptions,
+};
 
 use crate::failure::Failure;
 use crate::role_options::KeptRegistries;
@@ -58,6 +60,8 @@ impl RegistryArguments {
             insecure: self.insecure(),
             mirrors: self.mirrors(),
             credentials,
+            // Who runs the command names the registry.
+            addresses: Addresses::Any,
             limits: Limits::default(),
         })?)
     }

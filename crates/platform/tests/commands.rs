@@ -67,7 +67,7 @@ fn case_a_wrong_number_or_name_is_told_in_the_words_of_its_option() {
 #[test]
 fn case_an_empty_variable_counts_as_absent_and_a_wrong_file_is_named() {
     let mut empty = command(&["ps"]);
-    empty.env("PLATFORM_CONFIG", "");
+    empty.env("PLATFORM_CONFIG", "").env("PLATFORM_CONTEXT", "");
     let (status, _, text) = run(empty);
     assert_eq!(status, 1, "{text}");
     if !Path::new("/var/lib/platform/server/client.json").exists() {

@@ -384,6 +384,29 @@ fn receive(notified: &UnixDatagram) -> (String, Option<OwnedFd>) {
     (message, socket)
 }
 
+/// A full disk under the log, a program behind a pipe that has ended: what is not written is lost, and the role goes on.
+#[test]
+fn a_log_that_cannot_be_written_ends_no_role() {
+    let mut machine = Machine::new();
+    let server = free_address();
+    done(with(
+        machine.role(&["server", "init"]),
+        &["--listen", &server],
+    ));
+    let (reader, log) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = machine.role(&["server"]);
+    command.stderr(log).stdout(Stdio::null());
+    machine.roles.push(command.spawn().unwrap());
+    wait_for("the server", || run(machine.command(&["nodes"])).0 == 0);
+    let mut role = machine.roles.pop().unwrap();
+    assert_eq!(role.try_wait().unwrap(), None);
+    let pid = i32::try_from(role.id()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(role.wait().unwrap().success());
+}
+
 #[test]
 fn a_join_without_a_token_says_where_one_comes_from() {
     let machine = Machine::new();

@@ -1,10 +1,12 @@
 //! Why an operation on a registry failed.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use oci::ImageError;
 
+use crate::addresses::RefusedAddress;
 use crate::cache::CacheError;
 use crate::credentials::CredentialsError;
 
@@ -88,6 +90,16 @@ pub enum Problem {
         /// Why it is not followed.
         reason: &'static str,
     },
+    /// The host is at an address where no registry is ([`crate::Addresses::Checked`]): nothing was connected to.
+    #[error("{host} leads to {address}, {why}")]
+    RefusedAddress {
+        /// The host, as it was named.
+        host: String,
+        /// The address.
+        address: IpAddr,
+        /// Why.
+        why: &'static str,
+    },
     /// The image is refused: its bytes, or what they say.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -97,6 +109,13 @@ pub enum Problem {
     /// The program is shutting down.
     #[error("the download was abandoned because the program is shutting down")]
     ShuttingDown,
+}
+
+impl From<RefusedAddress> for Problem {
+    fn from(refused: RefusedAddress) -> Self {
+        let RefusedAddress { host, address, why } = refused;
+        Self::RefusedAddress { host, address, why }
+    }
 }
 
 /// What is known of the login that a registry denied access to.
@@ -189,6 +208,9 @@ impl Problem {
                      --insecure-registry {host}"
                 )
             }
+            Self::RefusedAddress { host, address, .. } if address.is_loopback() => format!(
+                "name it by its address, or list it as an insecure registry, where plain HTTP is intended: --insecure-registry {host}"
+            ),
             Self::Image(error) => error.hint()?.to_owned(),
             _ => return None,
         })

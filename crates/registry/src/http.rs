@@ -20,6 +20,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 
+use crate::addresses::{Addresses, Checked, RefusedAddress, check_literal};
 use crate::error::{LoginState, Problem};
 use crate::limits::{
     Limits, LongerWait, MAX_ERROR_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_REDIRECTS, REPORTED_PAUSE,
@@ -86,14 +87,25 @@ pub(crate) struct Http {
     /// Loopback is never reached through a proxy.
     loopback: Client,
     insecure: Arc<BTreeSet<String>>,
+    addresses: Addresses,
     pub(crate) limits: Limits,
 }
 
 impl Http {
-    pub(crate) fn new(insecure: BTreeSet<String>, limits: Limits) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(
+        insecure: BTreeSet<String>,
+        addresses: Addresses,
+        limits: Limits,
+    ) -> Result<Self, reqwest::Error> {
         let insecure = Arc::new(insecure);
         let builder = || {
-            Client::builder()
+            let builder = match addresses {
+                Addresses::Any => Client::builder(),
+                Addresses::Checked => Client::builder().dns_resolver(Arc::new(Checked {
+                    listed: Arc::clone(&insecure),
+                })),
+            };
+            builder
                 .http1_only()
                 .user_agent(concat!("platform/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(limits.connect)
@@ -104,6 +116,7 @@ impl Http {
             outward: builder().build()?,
             loopback: builder().no_proxy().build()?,
             insecure,
+            addresses,
             limits,
         })
     }
@@ -232,6 +245,7 @@ impl Http {
                 return Ok(response);
             };
             check_redirect(&self.insecure, registry, &at, &target)?;
+            self.check_not_here(registry, &target)?;
             if !is_same_server(&at, &target) {
                 headers.remove(AUTHORIZATION);
             }
@@ -246,12 +260,35 @@ impl Http {
         .into())
     }
 
+    /// Nobody else leads to this machine itself: a registry that redirects there, or whose token service is to be there.
+    pub(crate) fn check_not_here(&self, registry: &str, target: &Url) -> Result<(), Problem> {
+        let host = host_of(target);
+        let is_here = is_loopback(&host) && !is_plain(&self.insecure, registry);
+        if self.addresses == Addresses::Any || !is_here || self.is_listed(&host) {
+            return Ok(());
+        }
+        Err(Problem::UnsafeRedirect {
+            host: registry.to_owned(),
+            target: shown(target),
+            plain_host: None,
+            reason: "that is this machine itself",
+        })
+    }
+
     /// One request, without its redirects.
     pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
         let limit = self.limits.connect + self.limits.stall;
-        match tokio::time::timeout(limit, request.send()).await {
+        let (client, request) = request.build_split();
+        let request = request.map_err(|error| Failure::transient(error.without_url()))?;
+        if self.addresses == Addresses::Checked {
+            check_literal(request.url().host_str().unwrap_or_default()).map_err(Problem::from)?;
+        }
+        match tokio::time::timeout(limit, client.execute(request)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Failure::transient(error.without_url())),
+            Ok(Err(error)) => match refused_address(&error) {
+                Some(refused) => Err(Problem::from(refused).into()),
+                None => Err(Failure::transient(error.without_url())),
+            },
             Err(_) => Err(Failure::transient(format!(
                 "no answer in {} s",
                 limit.as_secs_f32()
@@ -369,6 +406,18 @@ impl Http {
             Failure::Permanent(problem)
         }
     }
+}
+
+/// The address for which no connection was made, where that is the cause.
+fn refused_address(error: &reqwest::Error) -> Option<RefusedAddress> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(refused) = error.downcast_ref::<RefusedAddress>() {
+            return Some(refused.clone());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 fn is_plain(insecure: &BTreeSet<String>, registry: &str) -> bool {

@@ -20,6 +20,7 @@
 //! Deliberately absent: pushing, listing tags, image signatures, and HTTPS with a private CA other than through
 //! the system's trust store.
 
+mod addresses;
 mod cache;
 mod challenge;
 mod client;
@@ -36,6 +37,7 @@ mod resolve;
 mod token;
 mod transport;
 
+pub use addresses::Addresses;
 pub use cache::{BlobCache, CacheError, CachedBlob, ListedBlob, PARTIAL_LIFETIME};
 pub use client::{Registry, SetupError};
 pub use credentials::{Credential, CredentialSource, Credentials, CredentialsError, DockerConfig};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::addresses::Addresses;
 use crate::credentials::Credentials;
 use crate::limits::Limits;
 
@@ -16,6 +17,8 @@ pub struct RegistryOptions {
     pub mirrors: BTreeMap<String, Vec<String>>,
     /// Credentials for the registries that require them.
     pub credentials: Credentials,
+    /// To which addresses it connects.
+    pub addresses: Addresses,
     /// Bounds.
     pub limits: Limits,
 }

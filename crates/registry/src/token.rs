@@ -121,6 +121,7 @@ async fn token(
             return Err(unsafe_realm(None, reason).into());
         }
     }
+    http.check_not_here(host, &url)?;
     let scope = narrowed(scope, &repository.name);
     let client = http.client(&service_host);
     let asked = url.clone();

@@ -49,10 +49,11 @@ impl Transport {
             insecure,
             mirrors,
             credentials,
+            addresses,
             limits,
         } = options;
         Ok(Self {
-            http: Http::new(insecure, limits)?,
+            http: Http::new(insecure, addresses, limits)?,
             credentials,
             mirrors,
             accepted: Mutex::default(),

@@ -6,6 +6,7 @@
 //! Deliberately absent: passwords, and groups of users. A role in an org is the group.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use api::user::{Grants, MAX_TOKENS_OF_A_USER, Role};
 use model::{AppName, OrgName, Timestamp, UserName};
@@ -17,6 +18,11 @@ use crate::table::Table;
 pub const MAX_ORGS: usize = 10_000;
 /// Most users.
 pub const MAX_USERS: usize = 100_000;
+/// Most apps of one org. An app's name is one in the whole cluster, and whoever may deploy in an org takes names: without a bound one loop takes them
+/// from all others. It is far above what people keep apart by names; more apps are a second org's.
+pub const MAX_APPS_OF_AN_ORG: usize = 2_000;
+/// Most users with a role in one org. Users are the cluster's, and an admin of an org makes them: one org takes a fiftieth of [`MAX_USERS`] at most.
+pub const MAX_USERS_OF_AN_ORG: usize = 2_000;
 
 /// An org.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,6 +223,12 @@ pub enum AccessRefused {
     /// There are as many as there may be.
     #[error("there are {MAX_USERS} users, and there may be no more")]
     TooManyUsers,
+    /// The org owns as many as it may.
+    #[error("org {0} has {MAX_APPS_OF_AN_ORG} apps, and may have no more")]
+    TooManyApps(OrgName),
+    /// As many users as may have a role in the org.
+    #[error("{MAX_USERS_OF_AN_ORG} users have a role in org {0}, and no more may have one")]
+    TooManyUsersOfOrg(OrgName),
     /// The org is the one that is always there.
     #[error("org {} is always there", OrgName::default())]
     DefaultOrg,
@@ -332,6 +344,17 @@ impl Access {
             .filter_map(move |(_, hash)| Some((hash, self.tokens.get(hash)?)))
     }
 
+    /// The tokens behind a place in the order of users and hashes: `None` for the beginning.
+    pub fn tokens_behind(
+        &self,
+        place: Option<(UserName, TokenHash)>,
+    ) -> impl Iterator<Item = (&TokenHash, &UserToken)> {
+        let behind = place.map_or(Bound::Unbounded, Bound::Excluded);
+        self.tokens_of_user
+            .range((behind, Bound::Unbounded))
+            .filter_map(|((_, hash), ())| Some((hash, self.tokens.get(hash)?)))
+    }
+
     /// Who comes with this token.
     ///
     /// # Errors
@@ -427,6 +450,9 @@ impl Access {
             AccessCommand::RemoveOrg { name } => return self.without_org(name),
             AccessCommand::SetOwner { app, org } => {
                 self.check_org(org)?;
+                if self.owner(app) != Some(org) {
+                    self.check_room_for_app(org)?;
+                }
                 changes.apps.insert(app.clone(), Some(org.clone()));
             }
             AccessCommand::RemoveApp { app } => {
@@ -471,6 +497,17 @@ impl Access {
         is_there
             .then_some(())
             .ok_or_else(|| AccessRefused::NoOrg(org.clone()))
+    }
+
+    /// The org may own one more app.
+    ///
+    /// # Errors
+    /// [`AccessRefused::TooManyApps`].
+    pub fn check_room_for_app(&self, org: &OrgName) -> Result<(), AccessRefused> {
+        match self.apps_of(org).nth(MAX_APPS_OF_AN_ORG - 1) {
+            Some(_) => Err(AccessRefused::TooManyApps(org.clone())),
+            None => Ok(()),
+        }
     }
 
     /// Another admin of the cluster is left where this user has `after` in the cluster.
@@ -518,7 +555,10 @@ impl Access {
             }
             (Some(org), Some(role)) => {
                 self.check_org(org)?;
-                record.grants.orgs.insert(org.clone(), role);
+                let is_new = record.grants.orgs.insert(org.clone(), role).is_none();
+                if is_new && self.users_of(org).nth(MAX_USERS_OF_AN_ORG - 1).is_some() {
+                    return Err(AccessRefused::TooManyUsersOfOrg(org.clone()));
+                }
             }
             (Some(org), None) => drop(record.grants.orgs.remove(org)),
         }

@@ -148,6 +148,45 @@ fn a_user_has_no_more_tokens_than_there_may_be_and_expired_ones_do_not_count() {
     assert!(!access.tokens().contains_key(&[0; 32]));
 }
 
+#[test]
+fn an_org_has_no_more_apps_and_users_than_it_may() {
+    let mut access = access(&[create("shop"), create("bank")]);
+    let owned = |app: usize, of: &str| AccessCommand::SetOwner {
+        app: format!("app-{app}").parse().unwrap(),
+        org: org(of),
+    };
+    for number in 0..MAX_APPS_OF_AN_ORG {
+        access.apply(&owned(number, "shop")).unwrap();
+    }
+    let one_more = owned(MAX_APPS_OF_AN_ORG, "shop");
+    let full = Err(AccessRefused::TooManyApps(org("shop")));
+    assert_eq!(access.apply(&one_more), full);
+    // It keeps those that it has; another org has its own number, and what leaves makes room.
+    access.apply(&owned(0, "shop")).unwrap();
+    access.apply(&owned(MAX_APPS_OF_AN_ORG, "bank")).unwrap();
+    assert_eq!(access.apply(&one_more), full);
+    access.apply(&owned(0, "bank")).unwrap();
+    access.apply(&one_more).unwrap();
+
+    let viewer = |number: usize, of: &str| {
+        let name = format!("user-{number}");
+        grant(&name, Some(of), Some(Role::Viewer))
+    };
+    for number in 0..MAX_USERS_OF_AN_ORG {
+        access.apply(&viewer(number, "shop")).unwrap();
+    }
+    let one_more = viewer(MAX_USERS_OF_AN_ORG, "shop");
+    let full = Err(AccessRefused::TooManyUsersOfOrg(org("shop")));
+    assert_eq!(access.apply(&one_more), full);
+    assert!(!access.users().contains_key(&user("user-2000")));
+    access
+        .apply(&grant("user-0", Some("shop"), Some(Role::Admin)))
+        .unwrap();
+    access.apply(&viewer(MAX_USERS_OF_AN_ORG, "bank")).unwrap();
+    access.apply(&grant("user-0", Some("shop"), None)).unwrap();
+    access.apply(&one_more).unwrap();
+}
+
 fn a_command() -> impl Strategy<Value = AccessCommand> {
     let orgs = prop::sample::select(vec!["a", "b", "default"]);
     let users = prop::sample::select(vec!["x", "y", "z"]);

@@ -18,6 +18,7 @@ use crate::cluster_state::{
     TokenHash, TokenRecord, Volume,
 };
 use crate::event_log::{PrunedEvents, replace};
+use crate::keyed_runs::KeyedRuns;
 use crate::routes::StoredRoute;
 use crate::table::Table;
 
@@ -124,6 +125,8 @@ pub struct EnvRecord {
     pub destroying: bool,
     /// [`Env::outcomes`].
     pub outcomes: BTreeMap<ReleaseNumber, RolloutPhase>,
+    /// [`Env::runs`].
+    pub runs: KeyedRuns,
 }
 
 impl EnvRecord {
@@ -135,6 +138,7 @@ impl EnvRecord {
             scale: env.scale.clone(),
             destroying: env.destroying,
             outcomes: env.outcomes.clone(),
+            runs: env.runs.clone(),
         }
     }
 
@@ -147,6 +151,7 @@ impl EnvRecord {
             scale: self.scale,
             destroying: self.destroying,
             outcomes: self.outcomes,
+            runs: self.runs,
         }
     }
 }

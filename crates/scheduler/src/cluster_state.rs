@@ -49,6 +49,7 @@ use crate::changes::Changes;
 use crate::event_log::EventLog;
 use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
+use crate::keyed_runs::KeyedRuns;
 pub use crate::membership::{MemberIdentity, MemberKeys};
 use crate::numbers::FreedNumbers;
 use crate::table::Table;
@@ -592,6 +593,8 @@ pub struct Env {
     pub destroying: bool,
     /// How the rollout of each release ended; absent of one that goes on, and of those of servers of before.
     pub outcomes: BTreeMap<ReleaseNumber, RolloutPhase>,
+    /// Runs of commands that were asked for with a key.
+    pub runs: KeyedRuns,
 }
 
 impl Env {

@@ -32,6 +32,7 @@ use crate::cluster_state::{
 };
 use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
+use crate::keyed_runs::KeyedRuns;
 use crate::numbers::FreedNumbers;
 use crate::release::{Identity, instance_spec};
 use crate::rollout;
@@ -308,6 +309,7 @@ pub fn deployment(cluster: &ClusterState, env: &str, release: Release, now: Time
                 scale: BTreeMap::new(),
                 destroying: false,
                 outcomes: BTreeMap::new(),
+                runs: KeyedRuns::default(),
             }),
         },
     }

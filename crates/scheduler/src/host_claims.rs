@@ -1,11 +1,14 @@
-//! Which envs claim a host by a release that they want, or may go back to: asked at each deploy, so it is an index.
+//! Which envs claim a host, or a port of edges, by a release that they want, or may go back to: asked at each deploy, so it is an index.
+//!
+//! A host is one env's, whether requests come for it or connections of TCP routes name it: who has a certificate for it at any port can be taken for it at all of
+//! them, cookies and all. A port of edges is one env's where it is for whoever connects, and any number of envs' where clients name hosts.
 
 // ring: the cluster state keeps the index of what its envs claim.
 
 use std::collections::BTreeSet;
 
 use api::user::RolloutPhase;
-use model::EnvKey;
+use model::{EnvKey, route_name};
 
 use crate::cluster_state::Env;
 use crate::rollout::serving_before;
@@ -29,9 +32,15 @@ impl HostClaims {
         claims
     }
 
-    /// The envs that claim a host.
-    pub fn claiming(&self, host: &str) -> impl Iterator<Item = &EnvKey> {
-        self.by_host.get(host).into_iter().flatten()
+    /// The envs whose claims leave no place for a route of this name in another env.
+    pub fn in_the_way_of(&self, name: &str) -> impl Iterator<Item = &EnvKey> {
+        let claims = match (route_name::tls(name), route_name::tcp_port(name)) {
+            (Some((host, listen)), _) => [host.to_owned(), route_name::of_tcp(listen)],
+            (None, Some(listen)) => [name.to_owned(), shared_port(listen)],
+            (None, None) => [name.to_owned(), String::new()],
+        };
+        let envs = claims.map(|claim| self.by_host.get(&claim));
+        envs.into_iter().flatten().flatten()
     }
 
     /// Takes notice of an env as it is now; `None`: it is gone.
@@ -46,7 +55,12 @@ impl HostClaims {
         self.set(key, kept);
     }
 
-    fn set(&mut self, key: &EnvKey, after: BTreeSet<String>) {
+    /// What an env claims are the names of its routes, and what those of one host claim besides.
+    fn set(&mut self, key: &EnvKey, mut after: BTreeSet<String>) {
+        let besides = after.iter().filter_map(|name| route_name::tls(name));
+        let besides = besides.flat_map(|(host, listen)| [host.to_owned(), shared_port(listen)]);
+        let besides: Vec<_> = besides.collect();
+        after.extend(besides);
         let before = self.of_env.get(key).cloned().unwrap_or_default();
         if before == after {
             return;
@@ -71,6 +85,11 @@ impl HostClaims {
             self.of_env.insert(key.clone(), after);
         }
     }
+}
+
+/// The claim to a port of edges, for some hosts: no name of a route is like it.
+fn shared_port(listen: u16) -> String {
+    format!("tls:{listen}")
 }
 
 impl PartialEq for HostClaims {

@@ -62,6 +62,7 @@ pub mod heartbeats;
 pub mod host_claims;
 pub mod hubs;
 pub mod instances;
+pub mod keyed_runs;
 pub mod leader;
 pub mod lease;
 pub mod membership;

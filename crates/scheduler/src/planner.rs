@@ -80,7 +80,7 @@ use crate::ended;
 pub use crate::placement::LOST_AFTER_MS;
 use crate::placement::{Placement, PromisedIndex, Unplaced};
 use crate::table::Table;
-pub use command::{CommandRefused, MAX_COMMANDS_OF_ENV, WantedCommand};
+pub use command::{CommandRefused, KeyedCall, MAX_COMMANDS_OF_ENV, WantedCommand};
 pub use dry_run::{DryRun, dry_run};
 use overlay::address_plan::egress_address;
 

@@ -371,9 +371,8 @@ fn with_host(mut check: HealthCheck, manifest: &Manifest, name: &ProcessName) ->
     } = &mut check.probe
     {
         let routes = manifest.routes.iter();
-        let mine = routes.filter(|(route, target)| {
-            target.process == *name && route_name::tcp_port(route).is_none()
-        });
+        let mine =
+            routes.filter(|(route, target)| target.process == *name && route_name::is_host(route));
         let first = mine.min_by_key(|(_, target)| target.port != *port);
         *host = first.map(|(host, _)| host.clone());
     }

@@ -1,7 +1,8 @@
 //! Routes: host name to ready instances.
 //!
-//! An instance serves the hosts that its own release's manifest gives to its process, on the port
-//! given there, so old and new instances serve side by side while a release rolls out. The hosts
+//! An instance serves the hosts that the manifest of its release gives to its process, on the port
+//! given there, so old and new instances serve side by side while a release rolls out. Its release is
+//! the newest that has it as it is: often not the one that made it. The hosts
 //! are those of the wanted release, and for as long as an older one's instances serve, that one's
 //! too: a release that cannot become healthy takes no host away.
 //!
@@ -20,7 +21,7 @@ use manifest::{Manifest, RouteTarget, Strategy};
 use model::instance::{Protocol, ProxyProtocol};
 use model::{
     EnvKey, EnvNetwork, Generation, Incarnation, LeaderSession, ProcessName, ReleaseNumber,
-    RouteSettings, route_name,
+    RouteSettings, TlsMode, route_name,
 };
 
 use crate::cluster_state::{ClusterState, Env, Instance, Node, Release};
@@ -118,9 +119,16 @@ impl RouteIndex {
         self.hosts.is_empty()
     }
 
-    /// Whether a host leads anywhere.
-    pub fn contains(&self, host: &str) -> bool {
-        self.hosts.contains_key(host)
+    /// Whether edges serve this host, and have a certificate for it: a route leads from it, or a TCP route whose TLS ends at the edge.
+    pub fn is_served(&self, host: &str) -> bool {
+        if self.hosts.contains_key(host) {
+            return route_name::is_host(host);
+        }
+        let prefix = route_name::tls_prefix(host);
+        let of_host = self.hosts.range(prefix.clone()..);
+        of_host
+            .take_while(|(name, _)| name.starts_with(&prefix))
+            .any(|(_, stored)| stored.route.settings.tls == Some(TlsMode::Terminate))
     }
 
     /// Where a host leads.
@@ -305,17 +313,18 @@ impl RouteIndex {
     }
 }
 
-/// The hosts of a manifest that lead to another env already. To be asked before a release is made.
+/// The hosts and ports of edges of a manifest that lead to another env already, by the names of its routes. To be asked before a release is made.
 pub fn taken_hosts(
     cluster: &ClusterState,
     env: &EnvKey,
     manifest: &Manifest,
 ) -> BTreeMap<String, EnvKey> {
     let mut taken = BTreeMap::new();
-    for host in manifest.routes.keys() {
-        let mut claiming = cluster.host_claims.claiming(host);
-        if let Some(other) = claiming.find(|other| *other != env) {
-            taken.insert(host.clone(), other.clone());
+    for name in manifest.routes.keys() {
+        let claims = &cluster.host_claims;
+        let mut others = claims.in_the_way_of(name).filter(|other| *other != env);
+        if let Some(other) = others.next() {
+            taken.insert(name.clone(), other.clone());
         }
     }
     taken
@@ -390,9 +399,12 @@ fn env_routes(
         if is_new && held_back.contains(&instance.spec.process) {
             continue;
         }
-        // Of the announced release where that has not touched the instance.
+        // Of the announced release where that has not touched the instance. While that rolls out, the instances which it replaces serve what the release
+        // before has them serve, and not what the one did that made them.
         let node = cluster.nodes.get(&instance.node);
-        let untouched = announced.filter(|number| {
+        let before = rollout::serving_before(env, &env.rollout);
+        let mut serving_for = announced.into_iter().chain(before);
+        let untouched = serving_for.find(|number| {
             let release = env.releases.get(number);
             release.is_some_and(|release| may_stay(env, instance, node, *number, release))
         });
@@ -460,8 +472,8 @@ fn manner(release: &Release, name: &str, target: &RouteTarget) -> Manner {
     let ports = process.map_or(&[][..], |process| process.ports.as_slice());
     let port = ports.iter().find(|port| port.port == target.port);
     // What is spoken on a TCP route is its clients' business.
-    let speaks_h2c = route_name::tcp_port(name).is_none()
-        && port.is_some_and(|port| port.protocol == Protocol::H2c);
+    let speaks_h2c =
+        route_name::is_host(name) && port.is_some_and(|port| port.protocol == Protocol::H2c);
     (
         target.process.clone(),
         port.and_then(|port| port.proxy_protocol),

@@ -82,22 +82,15 @@ fn ready_minimums(cluster: &ClusterState) -> Minimums {
             let at_once = is_rolling && process.deploy.strategy == Strategy::Immediate;
             let drained = stops_first > 0 && drains_volumes(cluster);
             // An instance that is drained goes by what its own release allows.
-            let drains = (cluster.nodes.values())
-                .any(|node| matches!(node.scheduling, Scheduling::Draining { .. }));
-            let of_own = cluster.instances.values().filter(|_| drains);
-            let of_own = of_own.filter(|instance| {
-                instance.spec.env_key() == *key && instance.spec.process == name
+            let of_own = cluster.instances.values().filter(|instance| {
+                instance.spec.env_key() == *key
+                    && instance.spec.process == name
+                    && is_drained(cluster, instance.node)
             });
             let of_own = of_own.filter_map(|instance| {
                 let release = env.releases.get(&instance.spec.release)?;
-                Some(
-                    release
-                        .manifest
-                        .processes
-                        .get(&name)?
-                        .deploy
-                        .max_unavailable,
-                )
+                let process = release.manifest.processes.get(&name)?;
+                Some(process.deploy.max_unavailable)
             });
             let of_own = of_own.max().unwrap_or_default();
             let unavailable = if at_once || drained {
@@ -118,6 +111,12 @@ fn ready_minimums(cluster: &ClusterState) -> Minimums {
         }
     }
     minimums
+}
+
+/// Whether a user empties the node.
+fn is_drained(cluster: &ClusterState, node: NodeId) -> bool {
+    let node = cluster.nodes.get(&node);
+    node.is_some_and(|node| matches!(node.scheduling, Scheduling::Draining { .. }))
 }
 
 /// Whether a user stops instances with volumes.
@@ -333,13 +332,12 @@ fn check_need(
             }
             Presence::Heard { .. } | Presence::NotHeardYet => false,
         };
-        let is_drained = matches!(node.scheduling, Scheduling::Draining { .. });
         !instance.is_terminating()
             && instance.spec.env_key() == key
             && instance.spec.process == *process
             && instance.spec.release == env.rollout.wanted
             && instance.spec.runs.is_app()
-            && !is_drained
+            && !is_drained(cluster, instance.node)
             && !is_lost
     };
     let held = cluster.instances.values().filter(|i| holds(i)).count();

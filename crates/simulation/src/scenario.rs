@@ -466,6 +466,7 @@ impl Scenario {
             command: vec![program.to_owned()],
             attached: false,
             ends_at: Timestamp(now.0 + lifetime_ms),
+            call: None,
         };
         self.servers.run_command(wanted).await;
     }

@@ -383,7 +383,7 @@ async fn load_envs(
     last_network: EnvNetwork,
     unreadable: &mut Vec<UnreadableRecord>,
 ) -> Result<Table<EnvKey, Env>, StoreError> {
-    let rows = db.fetch("SELECT app, env, network, rollout_json, scale_json, destroying, json_version, outcomes_json FROM envs", Vec::new())
+    let rows = db.fetch("SELECT app, env, network, rollout_json, scale_json, destroying, json_version, outcomes_json, runs_json FROM envs", Vec::new())
     .await
     .map_err(StoreError::query("read the envs"))?;
     let records: BTreeMap<EnvKey, EnvRecord> =
@@ -420,6 +420,7 @@ fn env_record(
             scale: from_json(version, row.get(4))?,
             destroying: row.get(5),
             outcomes: from_json(version, row.get(7))?,
+            runs: from_json(version, row.get(8))?,
         };
         // Else the next env would be refused for want of a network.
         if !(EnvNetwork(1)..=last_network).contains(&record.network) {

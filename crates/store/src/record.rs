@@ -23,6 +23,7 @@ use api::user::{Grants, RolloutPhase};
 use model::instance::InstanceSpec;
 use model::{InstanceId, LabelKey, LabelValue, ProcessName, ReleaseNumber};
 use scheduler::cluster_state::{ClusterSettings, EndedInstance, Release, Rollout, UnknownInstance};
+use scheduler::keyed_runs::KeyedRuns;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -71,6 +72,10 @@ impl Record for DriverChoice {
 
 impl Record for EgressState {
     const WHAT: &'static str = "a node's egress";
+}
+
+impl Record for KeyedRuns {
+    const WHAT: &'static str = "the runs of an env";
 }
 
 impl Record for Rollout {

@@ -411,6 +411,7 @@ async fn put_envs(
             ("scale_json", to_json(&env.scale)?.into()),
             ("destroying", env.destroying.into()),
             ("outcomes_json", to_json(&env.outcomes)?.into()),
+            ("runs_json", to_json(&env.runs)?.into()),
             ("json_version", JSON_VERSION.into()),
         ])
     });

@@ -1,13 +1,14 @@
 //! What an agent asks the process that is the interface ([`process_handle::control`]), and the process's end of it.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use process_handle::control::Client;
 use process_handle::control::{self, MAX_CONNECTIONS, MAX_REQUEST_BYTES};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::settings::{Settings, Status};
@@ -48,6 +49,8 @@ pub struct Control {
     path: PathBuf,
     listener: UnixListener,
     connections: Vec<Connection>,
+    /// The listener and the connections (epoll(7)). One that is closed is in it no more.
+    asked: OwnedFd,
     ended: bool,
 }
 
@@ -65,10 +68,13 @@ impl Control {
     pub fn listen(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
+        let asked = epoll::create(CreateFlags::CLOEXEC)?;
+        wait_for(&asked, &listener)?;
         Ok(Self {
             path: path.to_owned(),
             listener,
             connections: Vec::new(),
+            asked,
             ended: false,
         })
     }
@@ -78,19 +84,13 @@ impl Control {
         self.ended
     }
 
-    /// What is to be waited for.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let connections = self
-            .connections
-            .iter()
-            .map(|connection| connection.stream.as_fd());
-        std::iter::once(self.listener.as_fd()).chain(connections)
-    }
-
-    /// Does what is asked by now. It waits for nobody.
+    /// Does what is asked by now, and waits for nobody. It costs system calls, so it is called where somebody asks: this is readable then.
     pub(crate) fn answer(&mut self, device: &mut impl Interface) {
         while let Ok((stream, _)) = self.listener.accept() {
-            if self.connections.len() < MAX_CONNECTIONS && stream.set_nonblocking(true).is_ok() {
+            if self.connections.len() < MAX_CONNECTIONS
+                && stream.set_nonblocking(true).is_ok()
+                && wait_for(&self.asked, &stream).is_ok()
+            {
                 let request = Vec::new();
                 self.connections.push(Connection { stream, request });
             }
@@ -101,6 +101,19 @@ impl Control {
     }
 }
 
+/// Readable while somebody asks.
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.asked.as_fd()
+    }
+}
+
+fn wait_for(epoll: &OwnedFd, fd: impl AsFd) -> io::Result<()> {
+    // Whoever it is: all are looked at.
+    let nobody = EventData::new_u64(0);
+    Ok(epoll::add(epoll, fd, nobody, EventFlags::IN)?)
+}
+
 impl Drop for Control {
     fn drop(&mut self) {
         // Nobody answers there any more.
@@ -109,7 +122,7 @@ impl Drop for Control {
 }
 
 impl Connection {
-    /// Reads what is there, and answers where that is a whole request. Whether the connection stays.
+    /// Reads what is there, and answers what of that is a whole request. Whether the connection stays.
     fn answer(&mut self, device: &mut impl Interface, ended: &mut bool) -> bool {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -120,11 +133,23 @@ impl Connection {
                 Err(_) => return false,
             }
         }
-        let Some(end) = self.request.iter().position(|byte| *byte == b'\n') else {
-            return self.request.len() <= MAX_REQUEST_BYTES;
-        };
-        let line: Vec<u8> = self.request.drain(..=end).collect();
-        let answer = control::answer(&line, |request| {
+        while let Some(end) = self.request.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.request.drain(..=end).collect();
+            if self.obey(&line, device, ended).is_err() {
+                return false;
+            }
+        }
+        self.request.len() <= MAX_REQUEST_BYTES
+    }
+
+    /// Does what one line asks, and answers.
+    fn obey(
+        &mut self,
+        line: &[u8],
+        device: &mut impl Interface,
+        ended: &mut bool,
+    ) -> io::Result<()> {
+        let answer = control::answer(line, |request| {
             match request {
                 Request::Set(settings) => {
                     settings.check().map_err(|error| error.to_string())?;
@@ -136,18 +161,12 @@ impl Connection {
                 Request::End => *ended = true,
             }
             Ok(device.status())
-        });
-        let Ok(line) = answer else {
-            return false;
-        };
+        })?;
         // An agent that does not read is not waited for long: packets wait meanwhile.
-        let written = (self.stream.set_nonblocking(false))
-            .and_then(|()| {
-                self.stream
-                    .set_write_timeout(Some(Duration::from_millis(100)))
-            })
-            .and_then(|()| self.stream.write_all(&line))
-            .and_then(|()| self.stream.set_nonblocking(true));
-        written.is_ok()
+        self.stream.set_nonblocking(false)?;
+        self.stream
+            .set_write_timeout(Some(Duration::from_millis(100)))?;
+        self.stream.write_all(&answer)?;
+        self.stream.set_nonblocking(true)
     }
 }

@@ -16,7 +16,6 @@ use gotatun::noise::TunnResult;
 use gotatun::packet::{Packet, WgKind};
 use gotatun::tun::MtuWatcher;
 use quinn_udp::{BATCH_SIZE, RecvMeta};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{DeviceBuilder, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 
 use crate::control::{Control, Interface};
@@ -24,6 +23,7 @@ use crate::cut::{FromTun, MAX_BYTES};
 use crate::peers::{PeerId, Peers};
 use crate::run::{Run, Socket, plain};
 use crate::settings::{Dropped, Offloads, Settings, Status};
+use crate::waiting::{Source, Waiting};
 
 /// How often the timers of the protocol are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -36,6 +36,8 @@ const READS_IN_A_ROW: usize = 8;
 /// Messages are filled up to a multiple of this (WireGuard, 5.4.6).
 const PADDING: usize = 16;
 const IPV6_HEADER: usize = 40;
+/// What cannot be done where an interface cannot be waited for.
+const WAIT: &str = "wait for packets";
 
 /// How an interface is made.
 #[derive(Debug, Clone)]
@@ -95,6 +97,7 @@ pub struct Device {
     run: Run,
     join: Join,
     dropped: Dropped,
+    waiting: Waiting,
 }
 
 /// Packets that wait to be given to the TUN device.
@@ -130,6 +133,11 @@ impl Device {
             made.map_err(failed(format!("make the TUN device {}", options.name)))?;
         tun.set_nonblocking(true)
             .map_err(failed("use the TUN device without waiting"))?;
+        let waiting = Waiting::new(TICK).and_then(|waiting| {
+            waiting.add(&tun, Source::Tun)?;
+            waiting.add(&underlay.0.udp, Source::Socket)?;
+            Ok(waiting)
+        });
         Ok(Self {
             tun,
             socket: underlay.0,
@@ -144,6 +152,7 @@ impl Device {
                 table: GROTable::default(),
             },
             dropped: Dropped::default(),
+            waiting: waiting.map_err(failed(WAIT))?,
         })
     }
 
@@ -155,42 +164,22 @@ impl Device {
         let mut tun = FromTun::new();
         let mut udp = FromSocket::new();
         let (mut tun_pace, mut udp_pace) = (Pace::default(), Pace::default());
-        let mut tick_at = Instant::now();
+        let added = self.waiting.add(&control, Source::Control);
+        added.map_err(failed(WAIT))?;
         while !control.is_ended() {
-            let now = Instant::now();
-            if now >= tick_at {
+            let ready = self.waiting.wait().map_err(failed(WAIT))?;
+            if ready.clock {
                 self.tick();
-                tick_at = now + TICK;
             }
-            let (from_tun, from_socket) = {
-                let mut ready = vec![
-                    PollFd::new(&self.tun, PollFlags::IN),
-                    PollFd::new(&self.socket.udp, PollFlags::IN),
-                ];
-                ready.extend(
-                    control
-                        .waiting()
-                        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
-                );
-                let wait = tick_at.saturating_duration_since(now);
-                let wait = Timespec {
-                    tv_sec: 0,
-                    tv_nsec: i64::from(wait.subsec_nanos()),
-                };
-                match poll(&mut ready, Some(&wait)) {
-                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => return Err(failed("wait for packets")(error.into())),
-                }
-                let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-                (is_ready(&ready[0]), is_ready(&ready[1]))
-            };
-            control.answer(&mut self);
-            if from_tun {
+            if ready.control {
+                control.answer(&mut self);
+            }
+            if ready.tun {
                 self.send_packets(&mut tun, &mut tun_pace)?;
             } else {
                 tun_pace.is_busy = false;
             }
-            if from_socket {
+            if ready.socket {
                 self.receive(&mut udp, &mut udp_pace)?;
             } else {
                 udp_pace.is_busy = false;
@@ -309,12 +298,7 @@ impl Device {
     fn receive(&mut self, from: &mut FromSocket, pace: &mut Pace) -> Result<(), DeviceError> {
         let (reads, at_once) = pace.take();
         for left in (0..reads).rev() {
-            let mut metas = [RecvMeta::default(); BATCH_SIZE];
-            let received = {
-                let buffers = from.buffers.iter_mut().take(at_once);
-                let mut buffers: Vec<_> = buffers.map(|b| IoSliceMut::new(b)).collect();
-                (self.socket.state).recv((&self.socket.udp).into(), &mut buffers, &mut metas)
-            };
+            let received = from.read(&self.socket, at_once);
             let received = match received {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -324,7 +308,7 @@ impl Device {
                 // An ICMP error of what was sent before.
                 Err(_) => continue,
             };
-            for (buffer, meta) in from.buffers.iter().zip(&metas).take(received) {
+            for (buffer, meta) in from.buffers.iter().zip(&from.metas).take(received) {
                 let whole = &buffer[..meta.len];
                 for datagram in whole.chunks(meta.stride.max(1)) {
                     self.open(datagram, plain(meta.addr));
@@ -434,12 +418,16 @@ impl Device {
     fn give(&mut self) {
         let join = &mut self.join;
         let packets = &mut join.packets[..std::mem::take(&mut join.used)];
-        if !packets.is_empty() {
-            let given = self
-                .tun
-                .send_multiple(&mut join.table, packets, VIRTIO_NET_HDR_LEN);
-            count(&mut self.dropped.not_sent, given.map(|_| ()));
-        }
+        let given = match packets {
+            [] => return,
+            // There is nothing to join it with: its header says so, which is all zeros.
+            [one] => {
+                let from = if self.offload { 0 } else { VIRTIO_NET_HDR_LEN };
+                self.tun.send(&one[from..])
+            }
+            many => (self.tun).send_multiple(&mut join.table, many, VIRTIO_NET_HDR_LEN),
+        };
+        count(&mut self.dropped.not_sent, given.map(|_| ()));
     }
 }
 
@@ -497,13 +485,26 @@ impl Pace {
 /// What is read from the socket.
 struct FromSocket {
     buffers: Vec<Vec<u8>>,
+    metas: [RecvMeta; BATCH_SIZE],
 }
 
 impl FromSocket {
     fn new() -> Self {
         Self {
             buffers: vec![vec![0; MAX_BYTES]; BATCH_SIZE],
+            metas: [RecvMeta::default(); BATCH_SIZE],
         }
+    }
+
+    /// Reads up to so many at once, and gives how many there were.
+    fn read(&mut self, socket: &Socket, at_once: usize) -> io::Result<usize> {
+        if at_once == 1 {
+            let mut one = [IoSliceMut::new(&mut self.buffers[0])];
+            return socket.recv(&mut one, &mut self.metas);
+        }
+        let buffers = self.buffers.iter_mut().take(at_once);
+        let mut buffers: Vec<_> = buffers.map(|buffer| IoSliceMut::new(buffer)).collect();
+        socket.recv(&mut buffers, &mut self.metas)
     }
 }
 

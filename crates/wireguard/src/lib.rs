@@ -27,3 +27,4 @@ mod run;
 mod sandbox;
 pub mod settings;
 mod userspace;
+mod waiting;

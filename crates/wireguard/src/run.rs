@@ -1,12 +1,12 @@
 //! Datagrams of one size for one destination, that are sent by one call.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use quinn_udp::{Transmit, UdpSocketState};
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 
 /// A destination to which a run could not be sent gets single datagrams for so long: its path takes only smaller ones, or its link cuts none.
 const SINGLE_FOR: Duration = Duration::from_secs(600);
@@ -69,7 +69,7 @@ impl Run {
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) udp: std::net::UdpSocket,
-    pub(crate) state: UdpSocketState,
+    state: UdpSocketState,
     /// The port at which it listens.
     pub(crate) port: u16,
     /// It is of IPv6, and reaches IPv4 by mapped addresses.
@@ -107,8 +107,12 @@ impl Socket {
                 libc::IPV6_PMTUDISC_DONT,
             ),
             (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0),
-            // Of no use here, and costs a clock for each packet.
+            // Of no use here, and each packet pays for it: when, where and with what marks it came.
             (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0),
+            (libc::IPPROTO_IP, libc::IP_PKTINFO, 0),
+            (libc::IPPROTO_IP, libc::IP_RECVTOS, 0),
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 0),
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 0),
         ] {
             // A socket of one family does not have the options of the other.
             let _ = set_option(&udp, level, option, value);
@@ -138,6 +142,15 @@ impl Socket {
         let _ = set_option(&self.udp, libc::SOL_UDP, libc::UDP_GRO, 0);
     }
 
+    /// Reads what waits, up to a datagram a buffer, or those of one sender that the kernel joined. Gives how many buffers were filled.
+    pub(crate) fn recv(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        self.state.recv((&self.udp).into(), buffers, metas)
+    }
+
     /// How many datagrams are sent to a destination at once at most.
     fn longest_run(&self, to: SocketAddr) -> usize {
         if !self.single.is_empty() && self.single.contains_key(&to) {
@@ -164,6 +177,15 @@ impl Socket {
     }
 
     fn try_send(&self, to: SocketAddr, contents: &[u8], size: Option<usize>) -> io::Result<()> {
+        if size.is_none() {
+            // Without control messages, which the kernel would have to read.
+            return loop {
+                match self.udp.send_to(contents, self.reaching(to)) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    sent => break sent.map(|_| ()),
+                }
+            };
+        }
         let transmit = Transmit {
             destination: self.reaching(to),
             ecn: None,

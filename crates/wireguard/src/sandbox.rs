@@ -9,8 +9,8 @@ pub(crate) const SANDBOX: Sandbox<'static> = Sandbox {
     #[rustfmt::skip]
     calls: &[
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_poll,
-        libc::SYS_ppoll, libc::SYS_read, libc::SYS_readv, libc::SYS_write, libc::SYS_writev,
+        libc::SYS_epoll_wait,
+        libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2, libc::SYS_epoll_ctl, libc::SYS_read, libc::SYS_readv, libc::SYS_write, libc::SYS_writev,
         libc::SYS_sendmsg, libc::SYS_sendmmsg, libc::SYS_sendto,
         libc::SYS_recvmsg, libc::SYS_recvmmsg, libc::SYS_recvfrom,
         libc::SYS_accept4, libc::SYS_setsockopt, libc::SYS_getsockopt,

@@ -2,8 +2,9 @@
 
 use api::paths;
 use api::user::{
-    AppRow, CreateOrgRequest, CreateUserTokenRequest, CreateUserTokenResponse, GrantRequest,
-    MoveAppRequest, OrgRow, UserRow, UserTokenRow, WhoAmI,
+    AppRow, AppsQuery, CreateOrgRequest, CreateUserTokenRequest, CreateUserTokenResponse,
+    GrantRequest, MoveAppRequest, OrgRow, UserRow, UserTokenRow, UserTokensQuery, UsersQuery,
+    WhoAmI,
 };
 use model::{AppName, OrgName, UserName};
 use reqwest::Method;
@@ -40,7 +41,8 @@ impl ApiClient {
 
     /// The apps of the caller's orgs.
     pub async fn apps(&self) -> Result<Vec<AppRow>, ClientError> {
-        self.call("listing apps", self.get(paths::APPS)).await
+        self.pages("listing apps", paths::APPS, &AppsQuery::default())
+            .await
     }
 
     /// Moves an app to another org.
@@ -60,7 +62,8 @@ impl ApiClient {
 
     /// The users that the caller sees.
     pub async fn users(&self) -> Result<Vec<UserRow>, ClientError> {
-        self.call("listing users", self.get(paths::USERS)).await
+        self.pages("listing users", paths::USERS, &UsersQuery::default())
+            .await
     }
 
     /// Gives a user a role, or takes it.
@@ -80,9 +83,12 @@ impl ApiClient {
         &self,
         user: Option<&UserName>,
     ) -> Result<Vec<UserTokenRow>, ClientError> {
-        let user = user.map(UserName::as_str);
-        let request = self.get(paths::USER_TOKENS).query(&[("user", user)]);
-        self.call("listing tokens", request).await
+        let query = UserTokensQuery {
+            user: user.cloned(),
+            ..UserTokensQuery::default()
+        };
+        self.pages("listing tokens", paths::USER_TOKENS, &query)
+            .await
     }
 
     /// Makes a token of a user.

@@ -235,6 +235,7 @@ impl ApiClient {
         request: &RunRequest,
     ) -> Result<RunResponse, ClientError> {
         let asked = self.post(&env_path(paths::RUNS, env)).json(request);
+        let asked = asked.header(IDEMPOTENCY_KEY, random_key());
         self.call("running a command", asked).await
     }
 

@@ -10,17 +10,17 @@ use crate::forward::FORWARD_PROTOCOL;
 use crate::node::LogLine;
 use crate::paths;
 use crate::user::{
-    Acknowledgements, AcknowledgementsQuery, AppRow, AttachQuery, CaRow, CreateOrgRequest,
-    CreateTokenRequest, CreateTokenResponse, CreateUserTokenRequest, CreateUserTokenResponse,
-    DeployQuery, DeployRequest, DeployResponse, DoctorRequest, EdgeRow, EndedRow, EnvRow,
-    EnvsQuery, ExecQuery, GrantRequest, ImageRow, InstanceRow, InstancesQuery, LabelsRequest,
-    LogsQuery, MoveAppRequest, NetworkDiagnosis, NetworkSettingsRequest, NetworkStatus,
-    NewestReleaseQuery, NodeOrgRequest, NodeRow, NodesQuery, OrgQuery, OrgRow, PlanResponse,
-    RegistryLoginRequest, RegistryQuery, RegistryRow, ReleaseRow, RemoveNodeQuery, RevokeResponse,
-    RollbackRequest, RolloutQuery, RolloutStatus, RotateCaRequest, RunRequest, RunResponse,
-    ScaleRequest, SchedulingRequest, SecretRow, SetSecretsRequest, SignalRequest, StatsQuery,
-    StatsRow, StopUnknownRequest, StopUnknownResponse, TokenRow, UserRow, UserTokenRow,
-    UserTokensQuery, VolumeRow, VolumesQuery, WhoAmI,
+    Acknowledgements, AcknowledgementsQuery, AppRow, AppsQuery, AttachQuery, CaRow,
+    CreateOrgRequest, CreateTokenRequest, CreateTokenResponse, CreateUserTokenRequest,
+    CreateUserTokenResponse, DeployQuery, DeployRequest, DeployResponse, DoctorRequest, EdgeRow,
+    EndedRow, EnvRow, EnvsQuery, ExecQuery, GrantRequest, ImageRow, InstanceRow, InstancesQuery,
+    LabelsRequest, LogsQuery, MoveAppRequest, NetworkDiagnosis, NetworkSettingsRequest,
+    NetworkStatus, NewestReleaseQuery, NodeOrgRequest, NodeRow, NodesQuery, OrgQuery, OrgRow,
+    PlanResponse, RegistryLoginRequest, RegistryQuery, RegistryRow, ReleaseRow, RemoveNodeQuery,
+    RevokeResponse, RollbackRequest, RolloutQuery, RolloutStatus, RotateCaRequest, RunRequest,
+    RunResponse, ScaleRequest, SchedulingRequest, SecretRow, SetSecretsRequest, SignalRequest,
+    StatsQuery, StatsRow, StopUnknownRequest, StopUnknownResponse, TokenRow, UserRow, UserTokenRow,
+    UserTokensQuery, UsersQuery, VolumeRow, VolumesQuery, WhoAmI,
 };
 use crate::why::{Why, WhyQuery};
 
@@ -69,8 +69,9 @@ pub const CALLS: &[Call] = &[
         .does("Removes an org that has no app")
         .refuses(&[409]),
     Call::new("GET", paths::APPS, VIEWER)
-        .does("Apps of the caller's orgs")
-        .answers(200, Json(of::<Vec<AppRow>>)),
+        .does("Apps of the caller's orgs, by page")
+        .query(fields_of::<AppsQuery>)
+        .answers(200, Page(of::<Vec<AppRow>>)),
     Call::new("PUT", paths::APP, "admin of both orgs")
         .does("Another org owns the app")
         .body(of::<MoveAppRequest>)
@@ -79,8 +80,9 @@ pub const CALLS: &[Call] = &[
         .does("Frees the name of an app that has nothing")
         .refuses(&[409]),
     Call::new("GET", paths::USERS, ANYONE)
-        .does("Users that the caller sees")
-        .answers(200, Json(of::<Vec<UserRow>>)),
+        .does("Users that the caller sees, by page")
+        .query(fields_of::<UsersQuery>)
+        .answers(200, Page(of::<Vec<UserRow>>)),
     Call::new("PUT", paths::USER, ADMIN)
         .does("Gives a role, or takes it")
         .body(of::<GrantRequest>)
@@ -89,9 +91,9 @@ pub const CALLS: &[Call] = &[
         .does("Removes a user")
         .refuses(&[409]),
     Call::new("GET", paths::USER_TOKENS, ANYONE)
-        .does("Tokens of users that the caller sees")
+        .does("Tokens of users that the caller sees, by page")
         .query(fields_of::<UserTokensQuery>)
-        .answers(200, Json(of::<Vec<UserTokenRow>>)),
+        .answers(200, Page(of::<Vec<UserTokenRow>>)),
     Call::new("POST", paths::USER_TOKENS, ANYONE)
         .does("Makes a token")
         .body(of::<CreateUserTokenRequest>)
@@ -162,6 +164,7 @@ pub const CALLS: &[Call] = &[
         .refuses(&[409]),
     Call::new("POST", paths::RUNS, DEPLOYER)
         .does("A command in a microVM of its own")
+        .keyed()
         .body(of::<RunRequest>)
         .answers(201, Json(of::<RunResponse>))
         .refuses(&[409, 422, 429]),

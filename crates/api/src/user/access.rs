@@ -183,6 +183,7 @@ pub struct CreateUserTokenRequest {
     pub role: Option<Role>,
     /// Seconds until it expires, 1 to [`MAX_USER_TOKEN_SECONDS`]. Absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_USER_TOKEN_SECONDS))]
     pub ttl_seconds: Option<u64>,
     /// What it is for, at most [`MAX_TOKEN_NOTE_BYTES`].
     #[serde(default)]

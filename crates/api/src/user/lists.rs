@@ -3,7 +3,7 @@
 //! An answer has the rows of one page, in the order of what they are of. Where there are more, its header `Link` names the next page, with
 //! `rel="next"` (RFC 8288). Pages are no snapshot: what comes or goes meanwhile may be missed, and nothing is told twice.
 
-use model::{AppName, EnvName, LabelKey, LabelValue, NodeId, ProcessName};
+use model::{AppName, EnvName, LabelKey, LabelValue, NodeId, ProcessName, UserName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +38,15 @@ macro_rules! paged {
     )*};
 }
 
-paged!(InstancesQuery, EnvsQuery, NodesQuery, VolumesQuery);
+paged!(
+    InstancesQuery,
+    EnvsQuery,
+    NodesQuery,
+    VolumesQuery,
+    AppsQuery,
+    UsersQuery,
+    UserTokensQuery
+);
 
 /// The query of [`crate::paths::INSTANCES`] and [`crate::paths::ENDED_INSTANCES`]; of ended instances, `ready` says nothing. What is absent
 /// keeps every row.
@@ -62,6 +70,7 @@ pub struct InstancesQuery {
     pub ready: Option<bool>,
     /// Most rows, from 1 to [`MAX_PAGE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_PAGE))]
     pub limit: Option<u32>,
     /// As the `Link` of the page before says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,6 +89,7 @@ pub struct EnvsQuery {
     pub env: Option<EnvName>,
     /// Most rows, from 1 to [`MAX_PAGE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_PAGE))]
     pub limit: Option<u32>,
     /// As the `Link` of the page before says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,6 +114,7 @@ pub struct NodesQuery {
     pub online: Option<bool>,
     /// Most rows, from 1 to [`MAX_PAGE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_PAGE))]
     pub limit: Option<u32>,
     /// As the `Link` of the page before says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,6 +136,49 @@ pub struct VolumesQuery {
     pub node: Option<NodeId>,
     /// Most rows, from 1 to [`MAX_PAGE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_PAGE))]
+    pub limit: Option<u32>,
+    /// As the `Link` of the page before says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// The query of GET [`crate::paths::APPS`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AppsQuery {
+    /// Most rows, from 1 to [`MAX_PAGE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_PAGE))]
+    pub limit: Option<u32>,
+    /// As the `Link` of the page before says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// The query of GET [`crate::paths::USERS`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UsersQuery {
+    /// Most rows, from 1 to [`MAX_PAGE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_PAGE))]
+    pub limit: Option<u32>,
+    /// As the `Link` of the page before says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// The query of GET [`crate::paths::USER_TOKENS`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UserTokensQuery {
+    /// Only this user's. Absent: all that the caller sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserName>,
+    /// Most rows, from 1 to [`MAX_PAGE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_PAGE))]
     pub limit: Option<u32>,
     /// As the `Link` of the page before says.
     #[serde(default, skip_serializing_if = "Option::is_none")]

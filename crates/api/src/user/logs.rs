@@ -25,6 +25,7 @@ pub struct LogsQuery {
     pub until: Option<Timestamp>,
     /// Only lines with this text in them, 1 to [`MAX_LOG_TEXT_BYTES`]; large and small letters differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub text: Option<String>,
     /// Whether to go on with new lines until the reader leaves.
     #[serde(default)]

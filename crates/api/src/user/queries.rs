@@ -1,6 +1,6 @@
 //! Queries of URLs that have a few parameters only.
 
-use model::{AppName, EnvName, OrgName, UserName};
+use model::{AppName, EnvName, OrgName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,15 +55,6 @@ pub struct RolloutQuery {
 pub struct AcknowledgementsQuery {
     /// The counter of the membership.
     pub counter: u64,
-}
-
-/// The query of GET [`crate::paths::USER_TOKENS`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UserTokensQuery {
-    /// Only this user's. Absent: all that the caller sees.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<UserName>,
 }
 
 /// The query of DELETE [`crate::paths::REGISTRIES`].

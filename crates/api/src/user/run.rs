@@ -24,6 +24,7 @@ pub struct RunRequest {
     pub attached: bool,
     /// It is ended after so long, from 1 to [`MAX_COMMAND_LIFETIME_MS`]. Absent: [`DEFAULT_COMMAND_LIFETIME_MS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_COMMAND_LIFETIME_MS))]
     pub lifetime_ms: Option<u64>,
 }
 

@@ -1,24 +1,29 @@
 //! Orgs, apps, users and their tokens, as users see and change them.
 
-use api::user::{
-    AppRow, CreateOrgRequest, CreateUserTokenRequest, CreateUserTokenResponse, GrantRequest,
-    Grants, MAX_TOKEN_NOTE_BYTES, MAX_USER_TOKEN_SECONDS, MoveAppRequest, OrgRow, Role, UserRow,
-    UserTokenRow, UserTokensQuery, WhoAmI,
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use ::api::paths;
+use ::api::user::{
+    AppRow, AppsQuery, CreateOrgRequest, CreateUserTokenRequest, CreateUserTokenResponse,
+    GrantRequest, Grants, MAX_TOKEN_NOTE_BYTES, MAX_USER_TOKEN_SECONDS, MoveAppRequest, OrgRow,
+    Role, UserRow, UserTokenRow, UserTokensQuery, UsersQuery, WhoAmI,
 };
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use identity::UserToken as NewToken;
 use model::{AppName, EnvKey, OrgName, Timestamp, UserName};
-use scheduler::access::{Access, AccessCommand, AccessRefused, UserRecord, UserToken};
+use scheduler::access::{Access, AccessCommand, AccessRefused, UserToken};
 use scheduler::apply::{Command, check_app_is_empty, check_org_has_no_nodes};
 use scheduler::cluster_state::{ClusterState, TokenHash};
 
 use super::enrolling::token_id;
 use super::extract::{Body, Params, Path};
-use crate::access::{Anyone, ClusterAdmin, User, no_such_org};
+use crate::access::{Anyone, ClusterAdmin, User, no_such_org, too_many_apps};
 use crate::clock::now;
 use crate::failure::ApiFailure;
+use crate::page::{OfUser, Page, Rows};
 use crate::state::App;
 
 /// Who the caller is.
@@ -91,26 +96,37 @@ pub(crate) async fn remove_org(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The apps of the orgs that the caller has a role in.
-pub(crate) async fn apps(State(app): State<App>, Anyone(user): Anyone) -> Json<Vec<AppRow>> {
+/// The apps of the orgs that the caller has a role in, by name.
+pub(crate) async fn apps(
+    State(app): State<App>,
+    Anyone(user): Anyone,
+    Params(query): Params<AppsQuery>,
+) -> Result<Rows<AppRow>, ApiFailure> {
     let cluster = app.cluster();
     let access = &cluster.access;
-    let row = |name: &AppName, org: &OrgName| AppRow {
+    let page = Page::<AppName>::of(&query)?;
+    let behind = page.after.clone().map_or(Bound::Unbounded, Bound::Excluded);
+    let (found, next) = match user.grants.cluster {
+        Some(_) => page.take(
+            access.apps().range((behind, Bound::Unbounded)),
+            |(name, _)| (*name).clone(),
+        ),
+        None => {
+            // Those of a few orgs, which are bounded.
+            let orgs = user.grants.orgs.keys();
+            let owned = orgs.flat_map(|org| access.apps_of(org).map(move |name| (name, org)));
+            let owned: BTreeMap<_, _> = owned
+                .filter(|(name, _)| page.after.as_ref().is_none_or(|after| after < *name))
+                .collect();
+            page.take(owned.into_iter(), |(name, _)| (*name).clone())
+        }
+    };
+    let rows = found.into_iter().map(|(name, org)| AppRow {
         name: name.clone(),
         org: org.clone(),
         envs: count(envs_of(&cluster, name)),
-    };
-    let rows: Vec<_> = match user.grants.cluster {
-        Some(_) => access
-            .apps()
-            .iter()
-            .map(|(name, org)| row(name, org))
-            .collect(),
-        None => (user.grants.orgs.keys())
-            .flat_map(|org| access.apps_of(org).map(move |name| row(name, org)))
-            .collect(),
-    };
-    Json(rows)
+    });
+    Rows::new(paths::APPS, &query, rows.collect(), next)
 }
 
 fn envs_of<'c>(cluster: &'c ClusterState, app: &'c AppName) -> impl Iterator<Item = &'c EnvKey> {
@@ -166,32 +182,45 @@ pub(crate) async fn remove_app(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The users that the caller sees: all of them in the whole cluster, else those with a role in the caller's orgs.
-pub(crate) async fn users(State(app): State<App>, Anyone(user): Anyone) -> Json<Vec<UserRow>> {
+/// The users that the caller sees, by name: all of them in the whole cluster, else those with a role in the caller's orgs.
+pub(crate) async fn users(
+    State(app): State<App>,
+    Anyone(user): Anyone,
+    Params(query): Params<UsersQuery>,
+) -> Result<Rows<UserRow>, ApiFailure> {
     let cluster = app.cluster();
     let access = &cluster.access;
-    let now = now();
-    let row = |name: &UserName, record: &UserRecord| UserRow {
-        name: name.clone(),
-        grants: shown(&user, &record.grants),
-        created_at: record.created_at,
-        tokens: count(
-            access
-                .tokens_of(name)
-                .filter(|(_, token)| token.is_good(now) && is_shown(access, &user, token)),
-        ),
+    let page = Page::<UserName>::of(&query)?;
+    let name_of = |name: &&UserName| (*name).clone();
+    let (names, next) = if user.grants.cluster.is_some() {
+        let behind = page.after.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let all = access.users().range((behind, Bound::Unbounded));
+        page.take(all.map(|(name, _)| name), name_of)
+    } else {
+        // Those of a few orgs, which are bounded.
+        let orgs = user.grants.orgs.keys();
+        let seen = orgs.flat_map(|org| access.users_of(org).map(|(name, _)| name));
+        let seen: BTreeSet<_> = seen
+            .filter(|name| page.after.as_ref().is_none_or(|after| after < *name))
+            .collect();
+        page.take(seen.into_iter(), name_of)
     };
-    if user.grants.cluster.is_some() {
-        let all = access.users().iter();
-        return Json(all.map(|(name, record)| row(name, record)).collect());
-    }
-    let mut names: Vec<_> = (user.grants.orgs.keys())
-        .flat_map(|org| access.users_of(org).map(|(name, _)| name))
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    let found = |name| Some(row(name, access.users().get(name)?));
-    Json(names.into_iter().filter_map(found).collect())
+    let now = now();
+    let row = |name: &UserName| {
+        let record = access.users().get(name)?;
+        Some(UserRow {
+            name: name.clone(),
+            grants: shown(&user, &record.grants),
+            created_at: record.created_at,
+            tokens: count(
+                access
+                    .tokens_of(name)
+                    .filter(|(_, token)| token.is_good(now) && is_shown(access, &user, token)),
+            ),
+        })
+    };
+    let rows = names.into_iter().filter_map(row).collect();
+    Rows::new(paths::USERS, &query, rows, next)
 }
 
 /// What of another's roles a user sees.
@@ -259,15 +288,27 @@ pub(crate) async fn remove_user(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The tokens that the caller sees, those that have expired too.
+/// The tokens that the caller sees, those that have expired too, by user.
 pub(crate) async fn tokens(
     State(app): State<App>,
     Anyone(user): Anyone,
-    Params(UserTokensQuery { user: of }): Params<UserTokensQuery>,
-) -> Json<Vec<UserTokenRow>> {
+    Params(query): Params<UserTokensQuery>,
+) -> Result<Rows<UserTokenRow>, ApiFailure> {
     let cluster = app.cluster();
     let access = &cluster.access;
-    let row = |hash: &TokenHash, token: &UserToken| UserTokenRow {
+    let page = Page::<OfUser>::of(&query)?;
+    // Of one user: what is before the user is not looked at.
+    let place = page.after.as_ref().and_then(OfUser::key);
+    let place = place.max(query.user.clone().map(|user| (user, [0; 32])));
+    let found = access
+        .tokens_behind(place)
+        .take_while(|(_, token)| query.user.as_ref().is_none_or(|of| *of == token.user))
+        .filter(|(_, token)| is_shown(access, &user, token));
+    let (found, next) = page.take(found, |(hash, token)| OfUser {
+        user: token.user.clone(),
+        id: token_id(hash),
+    });
+    let rows = found.into_iter().map(|(hash, token)| UserTokenRow {
         id: token_id(hash),
         user: token.user.clone(),
         org: token.org.clone(),
@@ -277,19 +318,8 @@ pub(crate) async fn tokens(
         by: token.by.clone(),
         note: token.note.clone(),
         used_at: app.users.used_at(hash),
-    };
-    let mut rows: Vec<_> = match &of {
-        Some(of) => (access.tokens_of(of))
-            .filter(|(_, token)| is_shown(access, &user, token))
-            .map(|(hash, token)| row(hash, token))
-            .collect(),
-        None => (access.tokens().iter())
-            .filter(|(_, token)| is_shown(access, &user, token))
-            .map(|(hash, token)| row(hash, token))
-            .collect(),
-    };
-    rows.sort_by(|a, b| (&a.user, a.created_at, &a.id).cmp(&(&b.user, b.created_at, &b.id)));
-    Json(rows)
+    });
+    Rows::new(paths::USER_TOKENS, &query, rows.collect(), next)
 }
 
 /// Makes a token. What it opens is no more than the caller may give.
@@ -483,6 +513,9 @@ fn failed(refused: &AccessRefused) -> ApiFailure {
         AccessRefused::TooManyOrgs | AccessRefused::TooManyUsers => {
             ApiFailure::refused("too_many", text)
         }
+        AccessRefused::TooManyApps(_) => too_many_apps(refused),
+        AccessRefused::TooManyUsersOfOrg(_) => ApiFailure::refused("too_many_users", text)
+            .hint("`platform users revoke NAME --org ORG` takes a role that is not needed"),
         AccessRefused::DefaultOrg => ApiFailure::conflict("org_is_default", text),
         AccessRefused::OrgHasApps { .. } => ApiFailure::conflict("org_not_empty", text)
             .hint("`platform apps` lists them; `platform apps move` gives them to another org"),

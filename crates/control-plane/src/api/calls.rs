@@ -8,8 +8,9 @@ use std::time::Duration;
 use api::enrollment::Member;
 use api::exec::EXEC_PROTOCOL;
 use api::forward::FORWARD_PROTOCOL;
-use api::node::StreamWanted;
-use api::node::{ExecWanted, InstanceStats, SignalAnswer};
+use api::node::{
+    ExecWanted, InstanceStats, RefusalKind, SignalAnswer, StreamRefused, StreamWanted,
+};
 use api::user::{
     AttachQuery, ExecQuery, MAX_EXEC_COMMAND_BYTES, Role, SignalRequest, StatsQuery, StatsRow,
     is_terminal_type,
@@ -33,11 +34,13 @@ use super::extract::{Body, Params, Path};
 use super::lists::instances_of;
 use crate::access::{Anyone, User};
 use crate::failure::ApiFailure;
-use crate::limits::{CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, STREAM_OPEN_TIMEOUT};
+use crate::limits::{
+    CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, NODE_BUSY_RETRY, STREAM_OPEN_TIMEOUT,
+};
 use crate::rows::node_name;
 use crate::slots::Slot;
 use crate::state::App;
-use crate::streams::{Answered, Waiting};
+use crate::streams::{Answered, AskError, Waiting};
 
 /// What a connection may be upgraded to.
 const PROTOCOLS: [&str; 2] = [EXEC_PROTOCOL, FORWARD_PROTOCOL];
@@ -403,7 +406,10 @@ async fn open<T>(
     let stream = app
         .streams
         .request(node, wanted, || waiting(sender))
-        .map_err(|error| unavailable("node_busy", error.to_string()))?;
+        .map_err(|error| match error {
+            AskError::Busy(_) => node_busy(error.to_string()),
+            AskError::Key(error) => error.into(),
+        })?;
     // This future is dropped when the caller leaves (Ctrl-C): then the node is not to do it later.
     let _waiting = app.streams.take_back_on_drop(node, &stream);
     let opened = tokio::select! {
@@ -412,13 +418,28 @@ async fn open<T>(
     };
     match opened {
         Ok(Ok(Ok(opened))) => return Ok(opened),
-        Ok(Ok(Err(reason))) => {
-            let text = format!("{node} refused: {reason}");
-            let failure = ApiFailure::new(StatusCode::NOT_IMPLEMENTED, "node_unsupported", text);
-            return Err(failure.hint("upgrade `platform` on the node"));
-        }
+        Ok(Ok(Err(refused))) => return Err(refused_by(node, &refused)),
         Ok(Err(_)) | Err(_) => {}
     }
     let text = format!("{node} did not answer within {} s", within.as_secs());
     Err(unavailable("node_silent", text))
+}
+
+/// 503: the node has as much of this kind to do as it takes at a time, and has less when some of it has ended.
+fn node_busy(text: String) -> ApiFailure {
+    ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, "node_busy", text)
+        .retry_after(NODE_BUSY_RETRY)
+        .hint("end some, or try again later")
+}
+
+/// 503 or 501, as the node says.
+fn refused_by(node: NodeId, StreamRefused { reason, kind }: &StreamRefused) -> ApiFailure {
+    let text = format!("{node} refused: {reason}");
+    match kind {
+        RefusalKind::Busy => node_busy(text),
+        RefusalKind::Unsupported => {
+            ApiFailure::new(StatusCode::NOT_IMPLEMENTED, "node_unsupported", text)
+                .hint("upgrade `platform` on the node")
+        }
+    }
 }

@@ -161,7 +161,7 @@ pub(crate) async fn for_host(
     Body(request): Body<HostCertificateRequest>,
 ) -> Result<Json<HostCertificateResponse>, ApiFailure> {
     let HostCertificateRequest { host, csr_pem } = request;
-    if !app.published.borrow().routes.contains(&host) {
+    if !app.published.borrow().routes.is_served(&host) {
         return Err(ApiFailure::new(
             StatusCode::FORBIDDEN,
             "host_not_routed",

@@ -2,33 +2,38 @@
 
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::Next;
+use axum::extract::{MatchedPath, Request};
 use axum::response::Response;
 use http::Method;
 
 use crate::state::App;
 
-/// Counts a request under the template of its path: what is no path of the API has one series.
-pub(crate) async fn count_request(
-    State(app): State<App>,
-    path: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let started = Instant::now();
-    let method = match *request.method() {
-        Method::GET => "GET",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        _ => "other",
-    };
-    let response = next.run(request).await;
-    let path = path.as_ref().map_or("other", MatchedPath::as_str);
-    let status = response.status().as_u16();
-    app.metrics
-        .answered(method, path, status, started.elapsed());
-    response
+/// A request that is being answered.
+pub(super) struct Counting {
+    started: Instant,
+    method: &'static str,
+}
+
+impl Counting {
+    pub(super) fn begin(request: &Request) -> Self {
+        let method = match *request.method() {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            Method::PUT => "PUT",
+            Method::PATCH => "PATCH",
+            Method::DELETE => "DELETE",
+            _ => "other",
+        };
+        Self {
+            started: Instant::now(),
+            method,
+        }
+    }
+
+    /// Counts it under the template of its path: what is no path of the API has one series.
+    pub(super) fn end(self, app: &App, path: Option<&MatchedPath>, response: &Response) {
+        let path = path.map_or("other", MatchedPath::as_str);
+        let status = response.status().as_u16();
+        (app.metrics).answered(self.method, path, status, self.started.elapsed());
+    }
 }

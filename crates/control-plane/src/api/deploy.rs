@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::user::{DeployQuery, DeployRequest, DeployResponse, NewestReleaseQuery};
+use api::user::{DeployQuery, DeployRequest, DeployResponse, NewestReleaseQuery, Role};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -15,6 +15,7 @@ use overlay::address_plan::next_network;
 use registry::{Problem, RegistryError};
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, Env, Release};
+use scheduler::keyed_runs::KeyedRuns;
 use scheduler::release::{ReleaseError, keep_others, secret_versions};
 use scheduler::rollout::begin;
 use scheduler::routes::taken_hosts;
@@ -131,7 +132,7 @@ pub(crate) async fn prepare(
     let manifest = parse_manifest(key, &request.manifest)?;
     readable(&app.cluster(), key)?;
     check_only(&app.cluster(), key, &manifest, only)?;
-    let (reference, resolved) = resolve(app, &request.image).await?;
+    let (reference, resolved) = resolve(app, user, &request.image).await?;
     check_runnable(&reference, &resolved, &manifest, only)?;
     let images = resolved.images.values().map(|image| &image.config);
     let warnings = unkept_volumes(&manifest, images);
@@ -369,6 +370,7 @@ pub(crate) fn add_release(
             scale: BTreeMap::new(),
             destroying: false,
             outcomes: BTreeMap::new(),
+            runs: KeyedRuns::default(),
         };
         let command = Command::CreateEnv {
             key: key.clone(),
@@ -409,7 +411,7 @@ fn unkept_volumes<'i>(
 }
 
 /// Resolves the image once, for the architectures of the nodes there are (ADR 0002).
-async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
+async fn resolve(app: &App, user: &User, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
     let reference: Reference = image.parse().map_err(|e: oci::ReferenceError| {
         ApiFailure::refused("image_reference_invalid", display::chain(&e))
     })?;
@@ -432,13 +434,15 @@ async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFai
         })?
         .map_err(|error| {
             let registry = reference.registry();
-            registry_failed(
-                &error,
-                &format!(
-                    "`platform registries login {registry}` lets the cluster in; or deploy with \
-                     --with-registry-auth"
-                ),
-            )
+            let denied = format!(
+                "`platform registries login {registry}` lets the cluster in; or deploy with \
+                 --with-registry-auth"
+            );
+            if user.grants.cluster >= Some(Role::Admin) {
+                registry_failed(&error, &denied)
+            } else {
+                registry_failed_of_others(&error, registry, user, &denied)
+            }
         })?;
     Ok((reference, resolved))
 }
@@ -484,6 +488,45 @@ fn check_runnable(
     Ok(())
 }
 
+/// As [`registry_failed`], for who is no admin of the cluster. The server reaches what they do not, and they name the address: what it met there other than a
+/// registry is told in the server's log only.
+fn registry_failed_of_others(
+    error: &RegistryError,
+    registry: &str,
+    user: &User,
+    denied: &str,
+) -> ApiFailure {
+    let (status, code, text, hint) = match &error.problem {
+        Problem::Unreachable { .. }
+        | Problem::UnsafeRedirect { .. }
+        | Problem::RefusedAddress { .. }
+        | Problem::Refused {
+            retry_after: None, ..
+        } => (
+            StatusCode::BAD_GATEWAY,
+            "registry_unreachable",
+            format!("{registry} is no registry that the server can use"),
+            "check its name; the server's log has what was met there",
+        ),
+        // Without what it answered.
+        Problem::Denied { .. } => (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "image_denied",
+            format!(
+                "cannot {} {}: {registry} denies access",
+                error.operation, error.image
+            ),
+            denied,
+        ),
+        _ => return registry_failed(error, denied),
+    };
+    tracing::warn!(
+        user = %user.name, registry, cause = display::chain(error),
+        "an image of a registry could not be resolved"
+    );
+    ApiFailure::new(status, code, text).hint(hint)
+}
+
 /// What a registry's failure means for the caller; `denied` is what to do where it wants another login.
 pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure {
     let (status, code) = match &error.problem {
@@ -498,6 +541,9 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
             (StatusCode::SERVICE_UNAVAILABLE, "registry_busy")
         }
         problem if problem.is_transient() => (StatusCode::BAD_GATEWAY, "registry_unreachable"),
+        Problem::RefusedAddress { .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "registry_address_refused")
+        }
         Problem::Refused { .. } => (StatusCode::BAD_GATEWAY, "registry_refused"),
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "image_invalid"),
     };

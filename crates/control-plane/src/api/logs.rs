@@ -79,6 +79,13 @@ fn check_choice(query: &LogsQuery) -> Result<(), ApiFailure> {
             "`until` names an end, and `follow` goes on for ever",
         ));
     }
+    if let (Some(since), Some(until)) = (query.since, query.until)
+        && since >= until
+    {
+        return Err(ApiFailure::bad_request(
+            "`until` is not after `since`: no line is between them",
+        ));
+    }
     let text = query.text.as_deref();
     if text.is_some_and(|text| !(1..=MAX_LOG_TEXT_BYTES).contains(&text.len())) {
         return Err(ApiFailure::bad_request(format!(

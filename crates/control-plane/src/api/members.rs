@@ -29,11 +29,7 @@ use crate::members::until_cut;
 use crate::state::{App, Published, Topic};
 
 /// Ends what a member has under way when it is revoked.
-pub(crate) async fn while_a_member(
-    State(app): State<App>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn while_a_member(app: &App, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
     let key = peer
         .and_then(|peer| peer.0.as_ref())
@@ -41,7 +37,7 @@ pub(crate) async fn while_a_member(
     let Some(member) = key.and_then(|key| app.member_of(key)) else {
         return next.run(request).await;
     };
-    let answered = until_cut(&app, member, next.run(request)).await;
+    let answered = until_cut(app, member, next.run(request)).await;
     answered.unwrap_or_else(|| {
         let message = format!("{member} was revoked");
         ApiFailure::new(StatusCode::FORBIDDEN, error_code::REVOKED, message).into_response()

@@ -31,9 +31,9 @@ mod why;
 use api::openapi::call_of;
 use api::paths;
 use axum::Router;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, patch, post, put};
 use http::StatusCode;
 
@@ -146,30 +146,33 @@ pub(crate) fn router(app: App) -> Router {
         .merge(streaming)
         .fallback(|| async { ApiFailure::not_found("no_such_path", "the API has no such path") })
         .method_not_allowed_fallback(|| async { method_not_allowed() })
-        .layer(from_fn(no_query_unasked))
-        .layer(from_fn_with_state(app.clone(), members::while_a_member))
-        .layer(from_fn_with_state(app.clone(), counted::count_request))
+        .layer(from_fn_with_state(app.clone(), around))
         .with_state(app)
 }
 
-/// Refuses the query of a call that has none: a parameter that nobody reads would be ignored otherwise.
-async fn no_query_unasked(
+/// What is done around every call. It is one layer: each would be a future of its own for each of thousands of polls that wait.
+async fn around(
+    State(app): State<App>,
     path: Option<MatchedPath>,
     request: Request,
     next: Next,
-) -> Result<Response, ApiFailure> {
+) -> Response {
+    let counting = counted::Counting::begin(&request);
+    let answered = match unasked_query(&request, path.as_ref()) {
+        Some(refused) => refused.into_response(),
+        None => members::while_a_member(&app, request, next).await,
+    };
+    counting.end(&app, path.as_ref(), &answered);
+    answered
+}
+
+/// Refuses the query of a call that has none: a parameter that nobody reads would be ignored otherwise.
+fn unasked_query(request: &Request, path: Option<&MatchedPath>) -> Option<ApiFailure> {
     let has_query = request.uri().query().is_some_and(|query| !query.is_empty());
-    if has_query
-        && let Some(path) = path
-        && let Some(call) = call_of(request.method().as_str(), path.as_str())
-        && !call.has_query()
-    {
-        let (method, path) = (call.method, call.path);
-        return Err(ApiFailure::bad_request(format!(
-            "{method} {path} has no parameters"
-        )));
-    }
-    Ok(next.run(request).await)
+    let call = call_of(request.method().as_str(), path?.as_str())?;
+    let (method, path) = (call.method, call.path);
+    (has_query && !call.has_query())
+        .then(|| ApiFailure::bad_request(format!("{method} {path} has no parameters")))
 }
 
 /// Cuts a request that takes too long: a body that trickles in, a registry that stalls.

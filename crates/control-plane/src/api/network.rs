@@ -410,3 +410,134 @@ fn warnings(members: &[NetworkMember], mode: Mode, mtu: u32) -> Vec<NetworkWarni
     }
     warnings
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use api::member::LinkReport;
+    use model::{EdgeId, NodeId};
+    use overlay::topology::HubRole;
+
+    use super::*;
+
+    const HUBS_ONLY: Mode = Mode::Hubs { local_mesh: 0 };
+    const MTU: u32 = 1420;
+
+    fn node(number: u16) -> NetworkMember {
+        NetworkMember {
+            member: Member::Node(NodeId(number)),
+            name: format!("web-{number}"),
+            region: "eu".to_owned(),
+            number: Some(NodeId(number)),
+            role: HubRole::default(),
+            is_hub: false,
+            is_dead: false,
+            home: None,
+            endpoint: None,
+            is_behind_nat: false,
+            underlay_mtu: Some(1500),
+            peers: 0,
+            links: BTreeMap::new(),
+            error: None,
+            is_behind: false,
+        }
+    }
+
+    fn nodes(count: usize) -> Vec<NetworkMember> {
+        (1..=u16::try_from(count).unwrap()).map(node).collect()
+    }
+
+    /// The one warning that there is.
+    fn only(members: &[NetworkMember], mode: Mode) -> (String, String) {
+        let mut all = warnings(members, mode, MTU);
+        assert_eq!(all.len(), 1, "{all:?}");
+        let NetworkWarning { message, hint } = all.remove(0);
+        (message, hint)
+    }
+
+    #[test]
+    fn a_mesh_past_its_size_is_named_with_the_command_that_ends_it() {
+        assert_eq!(warnings(&nodes(MESH_UP_TO), Mode::Mesh, MTU), []);
+        let mut many = nodes(MESH_UP_TO);
+        let mut edge = node(51);
+        edge.member = Member::Edge(EdgeId(1));
+        many.push(edge);
+        let (message, hint) = only(&many, Mode::Mesh);
+        assert!(
+            message.starts_with("51 members are a mesh, in which each has 50 peers"),
+            "{message}"
+        );
+        assert!(
+            hint.contains("`platform network set --mode hubs`"),
+            "{hint}"
+        );
+        for hub in &mut many[..HUBS] {
+            hub.is_hub = true;
+        }
+        assert_eq!(warnings(&many, HUBS_ONLY, MTU), []);
+        // One without a place in it is nobody's peer.
+        many[50].number = None;
+        let (message, hint) = only(&many, Mode::Mesh);
+        assert!(
+            message.starts_with("web-51: not in the overlay"),
+            "{message}"
+        );
+        assert!(hint.contains("upgrade `platform`"), "{hint}");
+    }
+
+    #[test]
+    fn what_the_mtu_does_not_fit_is_named_with_one_that_fits_or_that_none_does() {
+        let mut members = nodes(7);
+        for member in &mut members[..6] {
+            member.underlay_mtu = Some(1460);
+        }
+        let (message, hint) = only(&members, Mode::Mesh);
+        assert!(
+            message.ends_with(
+                "do not fit into the network of web-1, web-2, web-3, web-4, web-5 and 1 more, whose MTU is 1460"
+            ),
+            "{message}"
+        );
+        assert_eq!(hint, "`platform network set --mtu 1380`");
+        members[6].underlay_mtu = Some(1280);
+        let (_, hint) = only(&members, Mode::Mesh);
+        assert!(
+            hint.starts_with("the overlay needs 1280: `platform network set --mtu 1280`; packets of WireGuard are fragmented where less than 1360 fit"),
+            "{hint}"
+        );
+    }
+
+    #[test]
+    fn dead_hubs_regions_with_too_few_and_silent_links_are_named() {
+        let mut members = nodes(4);
+        members[0].is_dead = true;
+        members[1].is_hub = true;
+        let answers = |answers| LinkReport {
+            handshake_age_seconds: None,
+            answers,
+        };
+        members[2].links = BTreeMap::from([
+            (NodeId(1), answers(Some(false))),
+            (NodeId(2), answers(Some(true))),
+            (NodeId(4), answers(None)),
+        ]);
+        let all = warnings(&members, HUBS_ONLY, MTU);
+        let messages: Vec<_> = all.iter().map(|warning| warning.message.as_str()).collect();
+        assert_eq!(
+            messages,
+            [
+                "web-1: does not answer as a hub, and others have its place",
+                "region eu has fewer than 2 hubs: it is cut off, or goes by another region's, when they fail",
+                "no answer in the tunnel: web-3 from web-1",
+            ]
+        );
+        assert!(
+            all[0]
+                .hint
+                .contains("`platform nodes label NODE hub=never`")
+        );
+        assert!(all[1].hint.contains("hub=preferred"));
+        assert!(all[2].hint.contains("51820"));
+    }
+}

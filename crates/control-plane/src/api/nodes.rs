@@ -387,18 +387,18 @@ pub(crate) async fn refuse_stream(
     State(app): State<App>,
     NodeCaller { node, .. }: NodeCaller,
     Path(stream): Path<String>,
-    Body(StreamRefused { reason }): Body<StreamRefused>,
+    Body(refused): Body<StreamRefused>,
 ) -> Result<StatusCode, ApiFailure> {
-    tracing::warn!(%node, reason, "a node refused a stream");
+    tracing::warn!(%node, reason = refused.reason, "a node refused a stream");
     match app.streams.claim(node, &stream) {
         // Its reader is told that the stream has ended.
         Some(Waiting::Logs(mut open)) => {
             open.end.opened = false;
-            open.end.refused = Some(reason);
+            open.end.refused = Some(refused.reason);
         }
         // The caller may have left meanwhile.
-        Some(Waiting::Answer(sender)) => drop(sender.send(Err(reason))),
-        Some(Waiting::Exec(sender)) => drop(sender.send(Err(reason))),
+        Some(Waiting::Answer(sender)) => drop(sender.send(Err(refused))),
+        Some(Waiting::Exec(sender)) => drop(sender.send(Err(refused))),
         None => return Err(not_asked(node, &stream)),
     }
     Ok(StatusCode::NO_CONTENT)

@@ -1,11 +1,10 @@
-//! Calls that make a release, made again or too late: the same call makes one release however often it is made, and a caller who has not seen
+//! Calls that make a release or a run, made again or too late: the same call makes one however often it is made, and a caller who has not seen
 //! the newest release changes nothing.
 
 use std::fmt::Write as _;
 
 use ::api::{IDEMPOTENCY_KEY, MAX_IDEMPOTENCY_KEY_BYTES};
 use axum::extract::FromRequestParts;
-use http::StatusCode;
 use http::request::Parts;
 use model::{EnvKey, ReleaseNumber, UserName};
 use scheduler::cluster_state::{ClusterState, Release};
@@ -112,14 +111,7 @@ impl Conditions {
             {
                 Ok(Some((*number, release.clone())))
             }
-            Some((number, _)) => Err(ApiFailure::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "idempotency_key_reused",
-                format!(
-                    "release {number} of {env} was made by another call with this Idempotency-Key"
-                ),
-            )
-            .hint("give each call a key of its own")),
+            Some((number, _)) => Err(key_reused(&format!("release {number} of {env}"))),
         }
     }
 
@@ -154,6 +146,12 @@ impl Conditions {
         )
         .hint("look at what was deployed meanwhile (`platform releases`), and decide anew"))
     }
+}
+
+/// 422: what another call has made has this key.
+pub(crate) fn key_reused(made: &str) -> ApiFailure {
+    let text = format!("{made} was made by another call with this Idempotency-Key");
+    ApiFailure::refused("idempotency_key_reused", text).hint("give each call a key of its own")
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use scheduler::action::Action;
 use scheduler::apply::Command;
 use scheduler::cluster_state::ClusterState;
 use scheduler::events::Origin;
-use scheduler::planner::{CommandRefused, WantedCommand};
+use scheduler::planner::{CommandRefused, KeyedCall, WantedCommand};
 
 use super::calls::{checked, node_of};
 use super::extract::{Body, Path, no_such_env, readable};
+use super::repeated::{Conditions, key_reused};
 use crate::access::{Anyone, Deploying};
 use crate::clock::{IdGenerator, now};
 use crate::failure::ApiFailure;
@@ -26,8 +27,16 @@ const DEFAULT_PROCESS: &str = "web";
 pub(crate) async fn run(
     State(app): State<App>,
     Deploying { user, key }: Deploying,
+    conditions: Conditions,
     Body(request): Body<RunRequest>,
 ) -> Result<(StatusCode, Json<RunResponse>), ApiFailure> {
+    let conditions = conditions.of_call("run", &request)?;
+    let call = conditions.call().zip(conditions.key);
+    let call = call.map(|(digest, key)| KeyedCall {
+        by: user.name.clone(),
+        key,
+        digest,
+    });
     let command = checked(request.command)?;
     let lifetime_ms = request.lifetime_ms.unwrap_or(DEFAULT_COMMAND_LIFETIME_MS);
     if !(1..=MAX_COMMAND_LIFETIME_MS).contains(&lifetime_ms) {
@@ -46,6 +55,11 @@ pub(crate) async fn run(
     };
     let answer = app
         .decide(move |leader| {
+            if let Some(call) = &call
+                && let Some(run) = made_before(leader.state(), &of, call)?
+            {
+                return Ok(run);
+            }
             let process = process(leader.state(), &of, request.process)?;
             let wanted = WantedCommand {
                 env: of,
@@ -53,6 +67,7 @@ pub(crate) async fn run(
                 command,
                 attached: request.attached,
                 ends_at,
+                call,
             };
             let instance = leader
                 .run_command(&origin, &wanted, &mut || ids.next())
@@ -77,6 +92,29 @@ pub(crate) async fn run(
     );
     app.wake.notify_one();
     Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// The run that the same call has made before.
+fn made_before(
+    cluster: &ClusterState,
+    env: &EnvKey,
+    call: &KeyedCall,
+) -> Result<Option<RunResponse>, ApiFailure> {
+    let runs = cluster.envs.get(env).map(|env| &env.runs);
+    let Some(run) = runs.and_then(|runs| runs.find(&call.by, &call.key)) else {
+        return Ok(None);
+    };
+    if run.call != call.digest {
+        return Err(key_reused(&format!("instance {} of {env}", run.instance)));
+    }
+    Ok(Some(RunResponse {
+        instance: run.instance,
+        release: run.release,
+        process: run.process.clone(),
+        node: run.node,
+        node_name: node_name(cluster, run.node),
+        ends_at: run.ends_at,
+    }))
 }
 
 /// Ends a command.

@@ -315,6 +315,11 @@ async fn obey(joined: Arc<Joined>) {
 
 /// A client that is not ours: any path, any method, with or without a certificate.
 pub(crate) fn plain(ca_pem: &str, member: Option<&Joined>) -> Client {
+    speaking(&[], ca_pem, member)
+}
+
+/// A client that offers these protocols by ALPN: HTTP/1.1 where it offers none.
+pub(crate) fn speaking(alpn: &[&str], ca_pem: &str, member: Option<&Joined>) -> Client {
     let mut roots = rustls::RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap())
@@ -324,7 +329,7 @@ pub(crate) fn plain(ca_pem: &str, member: Option<&Joined>) -> Client {
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots);
-    let tls = match member {
+    let mut tls = match member {
         None => builder.with_no_client_auth(),
         Some(member) => builder
             .with_client_auth_cert(
@@ -336,6 +341,7 @@ pub(crate) fn plain(ca_pem: &str, member: Option<&Joined>) -> Client {
             )
             .unwrap(),
     };
+    tls.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     Client::builder()
         .tls_backend_preconfigured(tls)
         .no_proxy()

@@ -7,6 +7,7 @@ use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -27,9 +28,31 @@ const LIMITS: RequestLimits = RequestLimits {
     target_bytes: MAX_TARGET_BYTES,
 };
 
+/// The requests of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Uses {
+    /// Those under way.
+    pub(super) now: AtomicUsize,
+    /// Those that were taken back before their answer had ended.
+    pub(super) taken_back: AtomicU32,
+}
+
 /// A request on a connection, until it is dropped.
 #[derive(Debug)]
-pub(super) struct InUse(#[expect(dead_code, reason = "it is counted")] pub(super) Arc<()>);
+pub(super) struct InUse(Arc<Uses>);
+
+impl InUse {
+    pub(super) fn of(uses: &Arc<Uses>) -> Self {
+        uses.now.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(uses))
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -57,11 +80,13 @@ impl BackendStream {
 #[derive(Debug)]
 pub(crate) struct RequestStream {
     connection: SendRequest<Bytes>,
-    _in_use: InUse,
+    in_use: InUse,
     /// What was written of the request's head.
     head: Vec<u8>,
     scanned: usize,
     sent: Option<Sent>,
+    /// Why it cannot be sent: whoever reads is told, too.
+    unsent: Option<io::ErrorKind>,
 }
 
 #[derive(Debug)]
@@ -79,10 +104,11 @@ impl RequestStream {
     pub(super) fn new(connection: SendRequest<Bytes>, in_use: InUse) -> Self {
         Self {
             connection,
-            _in_use: in_use,
+            in_use,
             head: Vec::new(),
             scanned: 0,
             sent: None,
+            unsent: None,
         }
     }
 
@@ -93,11 +119,28 @@ impl RequestStream {
         match &mut self.sent {
             Some(sent) => sent.body.poll_write(context, bytes),
             None => {
-                // Where it cannot be sent, nothing of it was: another instance may have it.
-                let never_sent = |error| io::Error::new(io::ErrorKind::ConnectionRefused, error);
-                ready!(self.connection.poll_ready(context)).map_err(never_sent)?;
-                Poll::Ready(self.write_head(bytes))
+                // Where it cannot be sent, nothing of it was: another connection may have it.
+                let never_sent = |error| io::Error::new(io::ErrorKind::NotConnected, error);
+                let is_ready = ready!(self.connection.poll_ready(context)).map_err(never_sent);
+                let written = is_ready.and_then(|()| self.write_head(bytes));
+                if let Err(error) = &written {
+                    self.unsent = Some(error.kind());
+                }
+                Poll::Ready(written)
             }
+        }
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match (&mut self.sent, self.unsent) {
+            (Some(sent), _) => sent.poll_read(context, out),
+            (None, Some(kind)) => Poll::Ready(Err(kind.into())),
+            // Whoever reads writes first, and is woken for that.
+            (None, None) => Poll::Pending,
         }
     }
 
@@ -145,7 +188,22 @@ impl RequestStream {
     }
 }
 
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        // h2 resets it then.
+        let is_cut = self.sent.as_ref().is_some_and(|sent| !sent.is_ended());
+        if is_cut {
+            self.in_use.0.taken_back.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Sent {
+    /// Whether all of the answer has come.
+    fn is_ended(&self) -> bool {
+        self.incoming.as_ref().is_some_and(Incoming::has_come)
+    }
+
     fn poll_read(
         &mut self,
         context: &mut Context<'_>,
@@ -193,11 +251,7 @@ impl AsyncRead for BackendStream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, out),
-            Self::Http2(stream) => match &mut stream.sent {
-                Some(sent) => sent.poll_read(context, out),
-                // Whoever reads writes first, and is woken for that.
-                None => Poll::Pending,
-            },
+            Self::Http2(stream) => stream.poll_read(context, out),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -13,9 +14,10 @@ use h2::Ping;
 use h2::client::{Builder, SendRequest};
 use tokio::net::TcpStream;
 
-use super::backend_stream::{BackendStream, InUse, RequestStream};
+use super::backend_stream::{BackendStream, InUse, RequestStream, Uses};
 use crate::limits::{
-    BACKEND_STREAM_WINDOW, BACKEND_STREAMS, MAX_HEAD_BYTES, MAX_IDLE_AGE, STREAM_SEND_BUFFER,
+    BACKEND_STREAM_WINDOW, BACKEND_STREAMS, MAX_HEAD_BYTES, MAX_IDLE_AGE, MAX_TAKEN_BACK,
+    STREAM_SEND_BUFFER,
 };
 use crate::socket;
 
@@ -35,22 +37,28 @@ type Instance = Arc<tokio::sync::Mutex<Vec<Shared>>>;
 struct Shared {
     requests: SendRequest<Bytes>,
     has_ended: Arc<AtomicBool>,
-    uses: Arc<()>,
+    uses: Arc<Uses>,
     used: Instant,
 }
 
 impl Shared {
+    /// Whether it takes no more requests: it is over, the instance has said that it goes (GOAWAY; RFC 9113, 6.8), or many requests were taken back on it. What is
+    /// under way on it goes on.
     fn has_ended(&self) -> bool {
-        self.has_ended.load(Ordering::Relaxed)
+        // A clone waits for no request before it, so this is an answer and no wait.
+        let mut asks = self.requests.clone();
+        let ready = asks.poll_ready(&mut Context::from_waker(Waker::noop()));
+        let is_worn = self.uses.taken_back.load(Ordering::Relaxed) >= MAX_TAKEN_BACK;
+        is_worn || self.has_ended.load(Ordering::Relaxed) || matches!(ready, Poll::Ready(Err(_)))
     }
 
     fn streams(&self) -> usize {
-        Arc::strong_count(&self.uses) - 1
+        self.uses.now.load(Ordering::Relaxed)
     }
 
     fn request(&mut self) -> BackendStream {
         self.used = Instant::now();
-        let in_use = InUse(Arc::clone(&self.uses));
+        let in_use = InUse::of(&self.uses);
         let stream = RequestStream::new(self.requests.clone(), in_use);
         BackendStream::Http2(Box::new(stream))
     }
@@ -108,6 +116,16 @@ impl SharedConnections {
         }
     }
 
+    /// How many requests are under way on those that take more.
+    #[cfg(test)]
+    pub(crate) async fn streams(&self, address: SocketAddr) -> usize {
+        let instance = self.lock().get(&address).map(Arc::clone);
+        match instance {
+            Some(instance) => instance.lock().await.iter().map(Shared::streams).sum(),
+            None => 0,
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SocketAddr, Instance>> {
         self.instances
             .lock()
@@ -148,7 +166,7 @@ async fn connect(address: SocketAddr) -> io::Result<Shared> {
     Ok(Shared {
         requests,
         has_ended,
-        uses: Arc::new(()),
+        uses: Arc::default(),
         used: Instant::now(),
     })
 }

@@ -7,6 +7,7 @@
 //! ```
 
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,14 +24,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::client_stream::ClientStream;
 use super::meter::{Meter, Metered};
+use crate::answer;
 use crate::buffer::Buffer;
 use crate::client::Stream;
-use crate::connection;
+use crate::connection::{self, Taken};
 use crate::forward::{Edge, Ends};
 use crate::limits::{
     CONNECTION_WINDOW, HEAD_READ_TIMEOUT, IDLE_TIMEOUT, LINGER_TIMEOUT, MAX_HEADER_LIST_BYTES,
     MAX_LOCAL_RESETS, MAX_STREAMS, MAX_UNSEEN_RESETS, PING_INTERVAL, PING_TIMEOUT,
-    STREAM_SEND_BUFFER, STREAM_WINDOW,
+    SMALL_FRAMES_BUDGET, STREAM_SEND_BUFFER, STREAM_WINDOW,
 };
 use crate::timer::Timer;
 
@@ -46,8 +48,7 @@ pub(crate) async fn serve<S: Stream>(
     shutdown: CancellationToken,
 ) {
     let client = ends.client;
-    let is_trusted = edge.trusted_proxies.contains(client.ip());
-    let share = (!is_trusted).then(|| edge.shares.take(client.ip()));
+    let taken = Taken::of(&edge, client.ip());
     let meter = Arc::new(Meter::default());
     let stream = Metered::new(stream, begin, Arc::clone(&meter));
     let handshake = builder().handshake(stream);
@@ -63,7 +64,7 @@ pub(crate) async fn serve<S: Stream>(
         return;
     };
     let mut watch = Watch::new(frames, pings, meter);
-    if matches!(share, Some(None)) {
+    if matches!(taken, Taken::Refused) {
         tracing::debug!(%client, "a client has as many connections as it may have");
         watch.cut_off();
     }
@@ -74,9 +75,10 @@ pub(crate) async fn serve<S: Stream>(
             let Some((request, respond)) = begun else {
                 break;
             };
-            if let Some(stream) = begin_stream(&edge, request, respond) {
-                let (stream, place) = stream;
-                let serving = connection::serve(Arc::clone(&edge), stream, ends, shutdown.clone());
+            if let Some(begun) = begin_stream(&edge, ends.client.ip(), request, respond) {
+                let (stream, taken, place) = begun;
+                let (edge, shutdown) = (Arc::clone(&edge), shutdown.clone());
+                let serving = connection::serve_with(edge, stream, ends, taken, shutdown);
                 streams.push(async move {
                     serving.await;
                     drop(place);
@@ -90,7 +92,7 @@ pub(crate) async fn serve<S: Stream>(
         watch.poll_end(context, !streams.is_empty())
     })
     .await;
-    drop(share);
+    drop(taken);
 }
 
 /// The time by which the runtime's timers go.
@@ -108,23 +110,36 @@ fn builder() -> server::Builder {
         .max_send_buffer_size(STREAM_SEND_BUFFER)
         .max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
         .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
+        .data_frame_budget(SMALL_FRAMES_BUDGET)
         .enable_connect_protocol();
     builder
 }
 
-/// The stream of a request; `None`: it was reset.
+/// A request that is to be served, what of its client's share it takes, and its place among all.
+type Begun = (ClientStream, Taken, tokio::sync::OwnedSemaphorePermit);
+
+/// The stream of a request; `None`: it was answered, or reset. One beyond its client's share takes no place of all, whose answer the client might not read: it
+/// has a head only, for which there is always room.
 fn begin_stream(
     edge: &Edge,
+    client: IpAddr,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-) -> Option<(ClientStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<Begun> {
+    let taken = Taken::of(edge, client);
+    if matches!(taken, Taken::Refused) {
+        tracing::debug!(%client, "a client has as many connections as it may have");
+        // It fails where the client has taken its request back.
+        let _ = respond.send_response(answer::client_has_its_share(), true);
+        return None;
+    }
     let Ok(place) = Arc::clone(&edge.streams).try_acquire_owned() else {
         tracing::warn!("there are as many requests over HTTP/2 as there may be; one is refused");
         respond.send_reset(Reason::REFUSED_STREAM);
         return None;
     };
     match ClientStream::new(request, respond) {
-        Ok(stream) => Some((stream, place)),
+        Ok(stream) => Some((stream, taken, place)),
         Err(reason) => {
             tracing::debug!(%reason, "a request is malformed");
             None

@@ -49,6 +49,11 @@ impl Incoming {
         self.stage == Stage::Ended && self.data.is_empty() && self.given == self.framing.len()
     }
 
+    /// Whether its sender has sent all of it.
+    pub(super) fn has_come(&self) -> bool {
+        self.stage == Stage::Ended || self.frames.is_end_stream()
+    }
+
     /// Gives what has come, as much as there is room for. Nothing is given: it has ended.
     pub(super) fn poll_read(
         &mut self,
@@ -121,10 +126,14 @@ impl Incoming {
     }
 }
 
-/// An error of a stream as one of a connection. Where nothing of the request was looked at (RFC 9113, 8.7), it is one that was refused.
+/// An error of a stream as one of a connection. Where nothing of the request was looked at (RFC 9113, 8.7), it is one that was refused, or, where the
+/// connection takes no more requests (6.8), one that was never made.
 pub(super) fn broken(error: h2::Error) -> io::Error {
-    let was_refused = error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
-    let kind = if was_refused {
+    let kind = if !error.is_remote() {
+        io::ErrorKind::ConnectionReset
+    } else if error.is_go_away() {
+        io::ErrorKind::NotConnected
+    } else if error.reason() == Some(Reason::REFUSED_STREAM) {
         io::ErrorKind::ConnectionRefused
     } else {
         io::ErrorKind::ConnectionReset

@@ -3,7 +3,8 @@
 //! h2 itself bounds the headers of a block, streams that were reset before they were begun, and small DATA frames. What is bounded here is what it answers
 //! each time: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty and unknown frames, and requests that are reset one after the other (CVE-2023-44487).
 //!
-//! Such a frame costs a credit. Requests and bodies, in both directions, bring some, and so does time: a client that does anything has enough.
+//! Such a frame costs a credit. Requests and bodies, in both directions, bring some, and so does time: a client that does anything has enough. Each DATA frame
+//! brings some, however small it is: a client of gRPC answers each message with WINDOW_UPDATEs of the stream and of the connection, and often a PING.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::buffer::Buffer;
 use crate::limits::{
-    CREDITS, CREDITS_A_REQUEST, CREDITS_A_SECOND, MAX_RESETS, UNASKED_PONG_CREDITS,
+    CREDITS, CREDITS_A_DATA_FRAME, CREDITS_A_REQUEST, CREDITS_A_SECOND, MAX_RESETS,
+    UNASKED_PONG_CREDITS,
 };
 
 /// The preface of a client (RFC 9113, 3.4).
@@ -74,6 +76,7 @@ pub(crate) struct Metered<S> {
     stream: S,
     begin: Buffer,
     frames: Frames,
+    written: Written,
     meter: Arc<Meter>,
 }
 
@@ -83,6 +86,7 @@ impl<S> Metered<S> {
             stream,
             begin,
             frames: Frames::new(Instant::now()),
+            written: Written::default(),
             meter,
         }
     }
@@ -122,6 +126,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.stream).poll_write(context, bytes))?;
         this.frames.earn(written);
+        let begun = this.written.take(&bytes[..written]);
+        this.frames.earn_frames(begun);
         Poll::Ready(Ok(written))
     }
 
@@ -133,6 +139,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(context, pieces))?;
         this.frames.earn(written);
+        let mut left = written;
+        for piece in pieces {
+            let part = piece.len().min(left);
+            left -= part;
+            let begun = this.written.take(&piece[..part]);
+            this.frames.earn_frames(begun);
+        }
         Poll::Ready(Ok(written))
     }
 
@@ -147,6 +160,43 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
+}
+
+/// How far the frames to a client were followed.
+#[derive(Debug, Default)]
+struct Written {
+    head: [u8; HEAD_BYTES],
+    /// How many bytes of `head` are there.
+    have: usize,
+    /// Bytes of the frame's payload that are still to come.
+    left: usize,
+}
+
+impl Written {
+    /// How many DATA frames that are not empty begin in these bytes.
+    fn take(&mut self, mut bytes: &[u8]) -> u32 {
+        let mut begun = 0;
+        while !bytes.is_empty() {
+            let of_payload = self.left.min(bytes.len());
+            self.left -= of_payload;
+            bytes = &bytes[of_payload..];
+            let of_head = (HEAD_BYTES - self.have).min(bytes.len());
+            self.head[self.have..self.have + of_head].copy_from_slice(&bytes[..of_head]);
+            self.have += of_head;
+            bytes = &bytes[of_head..];
+            if self.have == HEAD_BYTES {
+                self.have = 0;
+                let [a, b, c, kind, ..] = self.head;
+                self.left = payload_bytes([a, b, c]);
+                begun += u32::from(kind == DATA && self.left > 0);
+            }
+        }
+        begun
+    }
+}
+
+fn payload_bytes([a, b, c]: [u8; 3]) -> usize {
+    usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c)
 }
 
 /// How far the frames of a client were followed.
@@ -224,14 +274,17 @@ impl Frames {
     /// A frame begins.
     fn begin(&mut self, meter: &Meter) {
         let [a, b, c, kind, flags, ..] = self.head;
-        self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.left = payload_bytes([a, b, c]);
         self.is_data = kind == DATA;
         if !self.is_data && !self.is_in_block {
             meter.begun.fetch_add(1, Ordering::Relaxed);
         }
         let mut cost = 1;
         match kind {
-            DATA if self.left > 0 || flags & END_STREAM != 0 => cost = 0,
+            DATA if self.left > 0 || flags & END_STREAM != 0 => {
+                self.earn_frames(u32::from(self.left > 0));
+                cost = 0;
+            }
             HEADERS => {
                 self.requests += 1;
                 self.credits = (self.credits + CREDITS_A_REQUEST).min(CREDITS);
@@ -265,6 +318,12 @@ impl Frames {
             self.credits = self.credits.saturating_add(credits).min(CREDITS);
             self.unpaid %= BYTES_A_CREDIT;
         }
+    }
+
+    /// So many DATA frames went by, whatever their size.
+    fn earn_frames(&mut self, frames: u32) {
+        let credits = frames.saturating_mul(CREDITS_A_DATA_FRAME);
+        self.credits = self.credits.saturating_add(credits).min(CREDITS);
     }
 
     /// Whether there was enough.
@@ -336,6 +395,33 @@ mod tests {
             frames.push(frame(8, 0, 4));
         }
         assert!(!metered(&frames, 16 * 1024).is_flooded());
+    }
+
+    #[test]
+    fn small_messages_pay_for_the_updates_of_windows_and_the_pings_that_answer_them() {
+        for piece in [1, 7, 16 * 1024] {
+            let meter = Meter::default();
+            let (mut followed, mut written) = (Frames::new(Instant::now()), Written::default());
+            followed.take(&[0; PREFACE_BYTES], &meter);
+            followed.take(&frame(HEADERS, END_HEADERS, 10), &meter);
+            for _ in 0..10 * CREDITS {
+                let to_client = [frame(PING, ACK, 8), frame(DATA, 0, 20)].concat();
+                for bytes in to_client.chunks(piece) {
+                    let begun = written.take(bytes);
+                    followed.earn_frames(begun);
+                }
+                let answer = [frame(8, 0, 4), frame(8, 0, 4), frame(PING, 0, 8)].concat();
+                followed.take(&answer, &meter);
+            }
+            assert!(!meter.is_flooded());
+            // Nothing is written: nothing pays.
+            for _ in 0..CREDITS {
+                followed.take(&frame(8, 0, 4), &meter);
+                written.take(&frame(PING, ACK, 8));
+            }
+            followed.take(&frame(8, 0, 4), &meter);
+            assert!(meter.is_flooded());
+        }
     }
 
     #[test]

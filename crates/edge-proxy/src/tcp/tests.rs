@@ -9,6 +9,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
+mod tls;
+
 /// A wait that never is that long, unless nothing comes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -67,11 +69,23 @@ impl Running {
     /// With sockets of the process before, and the routes on disk.
     fn with(allowed: &str, kept: KeptPorts, routes: &RouteTable) -> Self {
         let edge = Arc::new(Edge::default());
+        Self::of(edge, None, allowed, kept, routes)
+    }
+
+    /// With what makes handshakes, too.
+    fn of(
+        edge: Arc<Edge>,
+        tls: Option<Arc<Tls>>,
+        allowed: &str,
+        kept: KeptPorts,
+        routes: &RouteTable,
+    ) -> Self {
         edge.routes.take(routes);
         let shutdown = CancellationToken::new();
         let (served, allowed) = (Arc::clone(&edge), allowed.parse().unwrap());
         let serving = serve(
             served,
+            tls,
             Ipv4Addr::LOCALHOST.into(),
             allowed,
             kept,

@@ -325,6 +325,7 @@ async fn a_header_of_the_proxy_protocol_is_read_from_trusted_proxies_only() {
     let header = crate::proxy_header::encode(
         "203.0.113.7:4000".parse().unwrap(),
         "198.51.100.1:80".parse().unwrap(),
+        None,
     );
     let mut bytes = header.clone();
     bytes.extend_from_slice(GET.as_bytes());

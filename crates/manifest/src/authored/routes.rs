@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, Label};
+use super::{AlpnProtocol, Duration, HostName, Label};
 
 /// Most host names of an env.
 pub(crate) const MAX_ROUTES: usize = 1024;
@@ -14,6 +14,9 @@ pub(crate) const MAX_TCP_ROUTES: usize = 64;
 /// Ports at which edges listen for TCP routes where their operators say nothing else: those of node ports in Kubernetes, which neither services nor
 /// outgoing connections use.
 pub(crate) const TCP_ROUTE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// Most protocols that a route offers by ALPN.
+pub(crate) const MAX_ALPN: usize = 8;
 
 /// Most requests under way of a route, at an edge: as many as an edge serves of one host.
 pub(crate) const MAX_REQUESTS: u32 = 5_000;
@@ -100,6 +103,18 @@ pub(crate) struct TcpRoute {
     /// The port of edges, 30000 to 32767 where their operators allow no others (`platform edge --tcp-ports`).
     #[schemars(range(min = 1, max = 65535), extend("examples" = [30432]))]
     pub(crate) listen: u16,
+    /// The host that clients name by TLS (SNI, RFC 6066). Several routes have the same port then, each for a host of its own, those of other envs too. A host
+    /// leads to one env of the cluster, by `[routes]` or here. It goes with `tls`. Absent: the port is for whoever connects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = ["db.example.com"]))]
+    pub(crate) host: Option<HostName>,
+    /// Where TLS ends, for clients that name `host`. Absent: edges look at nothing, and pass on all that comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tls: Option<TlsMode>,
+    /// What edges offer by ALPN (RFC 7301), the best first; a client that offers other protocols only is refused. For `terminate`; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = MAX_ALPN), extend("examples" = [["postgresql"]]))]
+    pub(crate) alpn: Option<Vec<AlpnProtocol>>,
     /// The process type.
     #[serde(default = "Route::default_process")]
     pub(crate) process: Label,
@@ -109,6 +124,16 @@ pub(crate) struct TcpRoute {
     /// Whether the connections of one client, an IPv4 address or a /64 of IPv6, go to the same instance, as long as that serves. Absent: to any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) sticky: bool,
+}
+
+/// Where TLS ends: `terminate` at edges, with the certificate that they have for the host by HTTPS, and the app gets what was in it; `passthrough` at the app,
+/// which has the certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
+pub(crate) enum TlsMode {
+    Terminate,
+    Passthrough,
 }
 
 impl Route {

@@ -200,9 +200,10 @@ fn a_kind_of_stream_has_places_of_its_own_and_names_its_bound() {
         .collect();
     let refused = places.take(&logs).unwrap_err();
     assert_eq!(
-        refused,
+        refused.reason,
         "this node has 128 readers of logs at this moment, and takes no more"
     );
+    assert_eq!(refused.kind, RefusalKind::Busy, "it takes one later");
     let stats = StreamWanted::Stats {
         instances: Vec::new(),
     };
@@ -259,7 +260,12 @@ async fn forwarded(
         Some(ForwardFrame::Failed(failure)) => return Err(failure),
         other => panic!("{other:?}"),
     }
-    tokio::spawn(carry(accepted.unwrap().0, stream, std::future::pending()));
+    tokio::spawn(carry(
+        accepted.unwrap().0,
+        stream,
+        std::future::pending(),
+        || (),
+    ));
     Ok(dialled.unwrap())
 }
 

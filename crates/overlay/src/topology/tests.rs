@@ -32,7 +32,7 @@ struct Overlay(BTreeMap<NodeId, Peers>);
 
 impl Overlay {
     fn new(topology: &Topology) -> Self {
-        let members = topology.members.keys();
+        let members = topology.members.iter();
         Self(members.map(|id| (*id, topology.peers(*id))).collect())
     }
 
@@ -258,7 +258,7 @@ fn a_member_more_concerns_the_hubs_and_itself_only() {
     let mode = Mode::Hubs { local_mesh: 0 };
     let before = Topology::new(&large(400, 4), mode, &HubFaults::default());
     let after = Topology::new(&large(401, 4), mode, &HubFaults::default());
-    let changed = (before.members.keys()).filter(|id| before.peers(**id) != after.peers(**id));
+    let changed = (before.members.iter()).filter(|id| before.peers(**id) != after.peers(**id));
     let changed: Vec<_> = changed.collect();
     assert_eq!(changed, after.hubs.keys().collect::<Vec<_>>());
 }

@@ -329,10 +329,15 @@ async fn say_hosts(client: &ApiClient, env: &EnvKey) {
         return;
     };
     for host in row.hosts {
-        match route_name::tcp_port(&host) {
-            Some(port) => note(format!("edges listen at port {port}")),
-            None => note(format!("edges answer for http://{host}/")),
-        }
+        note(
+            match (route_name::tls(&host), route_name::tcp_port(&host)) {
+                (Some((host, port)), _) => {
+                    format!("edges listen at port {port} for who names {host} by TLS")
+                }
+                (None, Some(port)) => format!("edges listen at port {port}"),
+                (None, None) => format!("edges answer for http://{host}/"),
+            },
+        );
     }
 }
 

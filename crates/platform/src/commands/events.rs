@@ -12,7 +12,7 @@ use super::members;
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, note, one_line};
-use crate::units::{self, parse_count, parse_duration, rfc3339};
+use crate::units::{parse_count, parse_moment, rfc3339};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,9 +51,9 @@ pub(crate) struct Arguments {
     /// Only of this kind (`instance-ready`), or of all that happens to something (`instance`, `node`)
     #[arg(long, value_name = "KIND")]
     kind: Option<String>,
-    /// Only those that are not older than this: `10m`
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    since: Option<Duration>,
+    /// Only those that are not older than this: `10m`, or a time of RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    since: Option<Timestamp>,
     /// At most this many of the past, the newest [default: 200]
     #[arg(long, short = 'n', value_name = "EVENTS", value_parser = parse_count)]
     limit: Option<u32>,
@@ -83,7 +83,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         instance: arguments.instance,
         node,
         kind: arguments.kind,
-        since: arguments.since.map(ago),
+        since: arguments.since,
         ..EventsQuery::default()
     };
     let limit = arguments.limit.unwrap_or(api::event::EVENTS_LISTED);
@@ -173,11 +173,6 @@ async fn newest(
             return Ok((events.into(), after));
         }
     }
-}
-
-fn ago(time: Duration) -> Timestamp {
-    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    Timestamp(units::now().0.saturating_sub(millis))
 }
 
 fn print(events: &[Event], format: Format) -> Result<(), Failure> {

@@ -6,11 +6,13 @@ use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::AsFd as _;
 
 use api::exec::UserFrame;
-use api::user::InstanceRow;
-use api::user::{ExecQuery, is_terminal_type};
-use api_client::{ApiClient, ExecReader, ExecWriter, UserExec};
+use api::user::{ExecQuery, InstanceRow, InstancesQuery, is_terminal_type};
+use api_client::{
+    ApiClient, ExecReader, ExecWriter, STREAM_LOST, STREAM_SILENCE, UserExec, unless_silent,
+};
 use clap::{ArgGroup, Args};
 use guest_protocol::{GuestFrame, Stream};
+use model::instance::InstanceState;
 use model::{EnvKey, InstanceId, NameError, ProcessName};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -72,7 +74,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         (Some(instance), _) => instance,
         (None, Some(process)) => {
             let env = arguments.which.choose(&client).await?;
-            choose(&client, &Candidate { env, process }, &[]).await?
+            choose(&client, &Candidate { env, process }, None, &[]).await?
         }
         // The parser has refused it.
         (None, None) => return Err(Failure::Said),
@@ -130,29 +132,22 @@ pub(super) struct Candidate {
     pub(super) process: ProcessName,
 }
 
-/// A healthy instance of the process, and none of `gone`.
+/// A healthy instance of the process, and none of `gone`; `before`, where that is as healthy as any.
 pub(super) async fn choose(
     client: &ApiClient,
     Candidate { env, process }: &Candidate,
+    before: Option<InstanceId>,
     gone: &[InstanceId],
 ) -> Result<InstanceId, Failure> {
-    let rows = client.instances(Some(env)).await?;
-    let healthy = |row: &&InstanceRow| {
-        let report = row.report.as_ref();
-        let runs = report.is_some_and(|r| r.state.is_running());
-        // A running instance that is not ready is better than none: it is what people want to look into.
-        (
-            runs,
-            report.is_some_and(|r| r.state.is_ready()),
-            !row.terminating,
-        )
+    let query = InstancesQuery {
+        app: Some(env.app.clone()),
+        env: Some(env.env.clone()),
+        ..InstancesQuery::default()
     };
-    let of_process = rows
-        .iter()
-        .filter(|row| row.runs.is_app() && *process == row.process && !gone.contains(&row.id));
-    match of_process.max_by_key(healthy) {
-        Some(row) if healthy(&row).0 => Ok(row.id),
-        _ => {
+    let rows = client.find_instances(&query).await?;
+    match healthiest(&rows, process, before, gone) {
+        Some(id) => Ok(id),
+        None => {
             if rows.is_empty() {
                 let scope = Scope {
                     app: Some(env.app.clone()),
@@ -172,10 +167,47 @@ pub(super) async fn choose(
     }
 }
 
+/// The healthiest instance that runs.
+fn healthiest(
+    rows: &[InstanceRow],
+    process: &ProcessName,
+    before: Option<InstanceId>,
+    gone: &[InstanceId],
+) -> Option<InstanceId> {
+    let health = |row: &&InstanceRow| {
+        let state = row.report.as_ref().map(|report| report.state);
+        // A running instance that is not ready is better than none: it is what people want to look into.
+        (
+            state.is_some_and(InstanceState::is_ready) && !row.terminating && !row.node_offline,
+            !row.terminating,
+            before == Some(row.id),
+        )
+    };
+    let runs = |row: &&InstanceRow| {
+        let report = row.report.as_ref();
+        report.is_some_and(|report| report.state.is_running())
+    };
+    let of_process = rows
+        .iter()
+        .filter(|row| row.runs.is_app() && *process == row.process && !gone.contains(&row.id));
+    let healthiest = of_process.filter(runs).max_by_key(health);
+    healthiest.map(|row| row.id)
+}
+
 /// Writes the output of the command; returns its exit code.
 async fn print_output(mut reader: ExecReader<GuestFrame>) -> Result<u8, Failure> {
+    let mut gives_signs = false;
     loop {
-        match reader.next().await {
+        // On a terminal that is the command's, a line begins where the one before ended.
+        let silent = || crate::output::note(format_args!("{}\r", silence()));
+        let Some(next) = unless_silent(gives_signs, reader.next(), silent).await else {
+            let seconds = STREAM_LOST.as_secs();
+            return Err(cut(&format!("nothing has come for {seconds} s")));
+        };
+        match next {
+            Ok(Some(GuestFrame::ExecOutput { bytes, .. })) if bytes.is_empty() => {
+                gives_signs = true;
+            }
             Ok(Some(GuestFrame::ExecOutput { stream, bytes })) => match stream {
                 Stream::Stderr => write(io::stderr(), &bytes)?,
                 _ => write(io::stdout(), &bytes).map_err(OutputError)?,
@@ -189,6 +221,14 @@ async fn print_output(mut reader: ExecReader<GuestFrame>) -> Result<u8, Failure>
             Err(error) => return Err(cut(&error.to_string())),
         }
     }
+}
+
+/// That a stream stalls, for people.
+pub(super) fn silence() -> String {
+    format!(
+        "nothing has come from the server for {} s: the connection to it stalls; waiting",
+        STREAM_SILENCE.as_secs()
+    )
 }
 
 fn cut(how: &str) -> Failure {
@@ -337,5 +377,61 @@ impl Drop for Raw {
     fn drop(&mut self) {
         // There is nobody to be told.
         let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn row(id: &str, process: &str, report: &Value) -> InstanceRow {
+        let report = report.as_object().map(|fields| {
+            let mut report = json!({
+                "id": id, "detail": "", "restarts": 0, "last_exit": null, "failure": null,
+                "log_tail": [], "started_at": null,
+            });
+            report.as_object_mut().unwrap().extend(fields.clone());
+            report
+        });
+        let row = json!({
+            "id": id, "env": {"app": "shop", "env": "prod"}, "process": process, "release": 1, "node": "n1",
+            "node_name": "box", "address": "fd00::1", "terminating": false, "created_at": 0, "report": report,
+        });
+        serde_json::from_value(row).unwrap()
+    }
+
+    #[test]
+    fn case_an_instance_that_is_started_again_gets_nothing_while_another_is_healthy() {
+        let ready = json!({"state": "running", "ready": true});
+        let unready = json!({"state": "running", "ready": false});
+        let starting = json!({"state": "starting", "ready": false});
+        let web = "web".parse().unwrap();
+        let choose = |rows: &[InstanceRow], before: &str, gone: &[&str]| {
+            let gone: Vec<InstanceId> = gone.iter().map(|id| id.parse().unwrap()).collect();
+            let chosen = healthiest(rows, &web, before.parse().ok(), &gone);
+            chosen.map(|id| id.to_string()).unwrap_or_default()
+        };
+        let (first, second) = ("0000000a", "0000000b");
+        let both = [row(first, "web", &ready), row(second, "web", &ready)];
+        // It stays with the one it had.
+        assert_eq!(choose(&both, first, &[]), first);
+        assert_eq!(choose(&both, second, &[]), second);
+        assert_eq!(choose(&both, first, &[first]), second);
+        for state in [&starting, &unready, &Value::Null] {
+            let rows = [row(first, "web", state), row(second, "web", &ready)];
+            assert_eq!(choose(&rows, first, &[]), second, "{state}");
+        }
+        // One that is not ready is better than none, and one that does not run is none.
+        let alone = [row(first, "web", &unready), row(second, "db", &ready)];
+        assert_eq!(choose(&alone, second, &[]), first);
+        let none = [row(first, "web", &starting)];
+        assert_eq!(choose(&none, first, &[]), "");
+        let mut leaves = [row(first, "web", &ready), row(second, "web", &ready)];
+        leaves[0].terminating = true;
+        assert_eq!(choose(&leaves, first, &[]), second);
     }
 }

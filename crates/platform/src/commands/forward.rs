@@ -9,6 +9,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use api::forward::{ForwardFailure, ForwardFailureKind, ForwardFrame};
 use api::why::WhyQuery;
@@ -33,10 +34,12 @@ Examples:
   platform forward --address 0.0.0.0 -p web 8080   for others, too: whoever reaches this machine
 
 It reaches what listens on any address in the instance, also on 127.0.0.1 only. With --process each new
-connection goes to the same instance until that is gone, then to another. It ends by Ctrl-C.";
+connection goes to the same instance as long as that is ready, else to another. It ends by Ctrl-C.";
 
 /// Connections at a time; further ones wait until one has ended.
 const MAX_CONNECTIONS: usize = 128;
+/// How long the instance that one connection went to is the next one's without another look: many that come at once ask once.
+const CHOICE_LIFETIME: Duration = Duration::from_secs(1);
 /// Instances that are tried for one connection.
 const MAX_TRIES: usize = 3;
 
@@ -137,9 +140,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         (None, Some(process)) => {
             let env = arguments.which.choose(&client).await?;
             let candidate = Candidate { env, process };
-            let instance = exec::choose(&client, &candidate, &[]).await?;
+            let instance = exec::choose(&client, &candidate, None, &[]).await?;
             Target {
-                current: Mutex::new(instance),
+                current: Mutex::new(Choice::now(instance)),
                 candidate: Some(candidate),
             }
         }
@@ -152,14 +155,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             };
             client.why(&subject).await?;
             Target {
-                current: Mutex::new(instance),
+                current: Mutex::new(Choice::now(instance)),
                 candidate: None,
             }
         }
         // Refused above.
         (None, None) => return Err(Failure::Said),
     };
-    let instance = *target.current.lock().await;
+    let instance = target.current.lock().await.instance;
     let mut listeners = Vec::new();
     for both in ports {
         for listener in listen(&arguments.address, both.local).await? {
@@ -223,8 +226,8 @@ async fn listen(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, Fai
 
 /// To where connections go.
 struct Target {
-    current: Mutex<InstanceId>,
-    /// Of which another instance is chosen when the current one is gone.
+    current: Mutex<Choice>,
+    /// Of which another instance is chosen when the current one is not ready.
     candidate: Option<Candidate>,
 }
 
@@ -266,9 +269,11 @@ async fn serve(
     // Bytes are passed on as they come.
     let _ = connection.set_nodelay(true);
     let carried = match open(&shared, port).await {
-        Ok(stream) => carry(connection, stream, std::future::pending())
-            .await
-            .map_err(|failure| failure.to_string()),
+        Ok(stream) => carry(connection, stream, std::future::pending(), || {
+            output::note(format_args!("port {port}: {}", exec::silence()));
+        })
+        .await
+        .map_err(|failure| failure.to_string()),
         Err(reason) => {
             // Its client learns that there was no connection, as if it had dialled the port itself.
             let _ = connection.set_zero_linger();
@@ -280,34 +285,62 @@ async fn serve(
     }
 }
 
-/// Opens a stream to the current instance, or where that is gone, to another one.
+/// Opens a stream to the current instance as long as that is ready, else to another one.
 async fn open(shared: &Shared, port: u16) -> Result<ForwardStream, String> {
     let mut gone = Vec::new();
     loop {
-        let instance = *shared.target.current.lock().await;
+        let instance = shared.target.choose(&shared.client, &gone).await?;
         let reason = match opened(&shared.client, instance, port).await {
             Ok(stream) => return Ok(stream),
             Err(Refused::Because(reason)) => return Err(reason),
             Err(Refused::Gone(reason)) => reason,
         };
-        let Some(candidate) = &shared.target.candidate else {
-            return Err(reason);
-        };
         gone.push(instance);
+        if shared.target.candidate.is_none() || gone.len() >= MAX_TRIES {
+            return Err(reason);
+        }
+    }
+}
+
+impl Target {
+    /// The instance of a new connection: the one that connections went to before, as long as it is ready and none of `gone`.
+    async fn choose(&self, client: &ApiClient, gone: &[InstanceId]) -> Result<InstanceId, String> {
         // Connections that come together choose once.
-        let mut current = shared.target.current.lock().await;
-        if *current == instance {
-            if gone.len() >= MAX_TRIES {
-                return Err(reason);
-            }
-            let next = exec::choose(&shared.client, candidate, &gone)
-                .await
-                .map_err(|_| reason.clone())?;
+        let mut current = self.current.lock().await;
+        let Some(candidate) = &self.candidate else {
+            return Ok(current.instance);
+        };
+        let is_new = current.chosen_at.elapsed() < CHOICE_LIFETIME;
+        if is_new && !gone.contains(&current.instance) {
+            return Ok(current.instance);
+        }
+        let chosen = exec::choose(client, candidate, Some(current.instance), gone).await;
+        let chosen = chosen.map_err(|failure| match failure {
+            Failure::Because { error, .. } => format!("{error:#}"),
+            _ => "no instance can be chosen".to_owned(),
+        })?;
+        if current.instance != chosen {
             output::note(format_args!(
-                "{}; new connections go to instance {next}",
-                output::one_line(&reason)
+                "instance {} is not ready; new connections go to instance {chosen}",
+                current.instance
             ));
-            *current = next;
+        }
+        *current = Choice::now(chosen);
+        Ok(chosen)
+    }
+}
+
+/// To which instance connections go.
+struct Choice {
+    instance: InstanceId,
+    chosen_at: Instant,
+}
+
+impl Choice {
+    fn now(instance: InstanceId) -> Self {
+        Self {
+            instance,
+            chosen_at: Instant::now(),
         }
     }
 }

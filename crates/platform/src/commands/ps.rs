@@ -4,8 +4,8 @@ use api::node::InstanceReport;
 use api::user::{EndedRow, InstanceRow, InstancesQuery};
 use api_client::ApiClient;
 use clap::Args;
+use model::ProcessName;
 use model::instance::{ExitEvent, InstanceState, Runs};
-use model::{NodeId, ProcessName};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
@@ -36,9 +36,9 @@ pub(crate) struct Arguments {
     /// Those of this process type
     #[arg(long, short, value_name = "PROCESS")]
     process: Option<ProcessName>,
-    /// Those on this node, by its number
+    /// Those on this node, by its id or its name
     #[arg(long, value_name = "NODE")]
-    node: Option<NodeId>,
+    node: Option<String>,
     /// Those that are healthy (`--ready`), or those that are not (`--ready=false`)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", conflicts_with = "ended")]
     ready: Option<bool>,
@@ -58,19 +58,22 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         app: scope.app.clone(),
         env: scope.env.clone(),
         process: arguments.process,
-        node: arguments.node,
+        node: arguments.node.as_ref().and_then(|node| node.parse().ok()),
         ready: arguments.ready,
         ..InstancesQuery::default()
     };
+    // By its name: the rows have it, and who may not list nodes sees those.
+    let name = arguments.node.filter(|_| query.node.is_none());
+    let wanted = Wanted { query, name };
     if arguments.watch.watch {
         return if arguments.ended {
-            watch::show(format, async || ended(&client, &query).await, ended_table).await
+            watch::show(format, async || ended(&client, &wanted).await, ended_table).await
         } else {
-            watch::show(format, async || running(&client, &query).await, table).await
+            watch::show(format, async || running(&client, &wanted).await, table).await
         };
     }
     if arguments.ended {
-        let rows = ended(&client, &query).await?;
+        let rows = ended(&client, &wanted).await?;
         return if rows.is_empty() && format == Format::Text {
             scope.nothing(&client, "recently ended instances").await
         } else if format == Format::Json {
@@ -79,7 +82,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             Ok(ended_table(&rows).print()?)
         };
     }
-    let rows = running(&client, &query).await?;
+    let rows = running(&client, &wanted).await?;
     if rows.is_empty() {
         scope.nothing(&client, "instances").await?;
     }
@@ -90,16 +93,31 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-async fn running(client: &ApiClient, query: &InstancesQuery) -> Result<Vec<InstanceRow>, Failure> {
-    let mut rows = client.find_instances(query).await?;
+/// Which instances are shown.
+struct Wanted {
+    query: InstancesQuery,
+    /// Of the node, where it is named by its name.
+    name: Option<String>,
+}
+
+impl Wanted {
+    fn is_on(&self, name: &str) -> bool {
+        self.name.as_ref().is_none_or(|wanted| wanted == name)
+    }
+}
+
+async fn running(client: &ApiClient, wanted: &Wanted) -> Result<Vec<InstanceRow>, Failure> {
+    let mut rows = client.find_instances(&wanted.query).await?;
+    rows.retain(|row| wanted.is_on(&row.node_name));
     rows.sort_by(|a, b| {
         (&a.env, &a.process, a.release, a.id).cmp(&(&b.env, &b.process, b.release, b.id))
     });
     Ok(rows)
 }
 
-async fn ended(client: &ApiClient, query: &InstancesQuery) -> Result<Vec<EndedRow>, Failure> {
-    let mut rows = client.find_ended_instances(query).await?;
+async fn ended(client: &ApiClient, wanted: &Wanted) -> Result<Vec<EndedRow>, Failure> {
+    let mut rows = client.find_ended_instances(&wanted.query).await?;
+    rows.retain(|row| wanted.is_on(&row.node_name));
     rows.sort_by(|a, b| {
         (&a.env, &a.process, a.ended_at, a.id).cmp(&(&b.env, &b.process, b.ended_at, b.id))
     });

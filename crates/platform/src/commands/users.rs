@@ -232,7 +232,9 @@ async fn tokens(arguments: TokensArguments) -> Result<(), Failure> {
 
 async fn list_tokens(arguments: ListArguments, user: Option<UserName>) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
-    let tokens = client.user_tokens(user.as_ref()).await?;
+    let mut tokens = client.user_tokens(user.as_ref()).await?;
+    // The server has those of a user in the order of their ids.
+    tokens.sort_by(|a, b| (&a.user, a.created_at, &a.id).cmp(&(&b.user, b.created_at, &b.id)));
     if arguments.format.format == Format::Json {
         return output::json(&tokens);
     }

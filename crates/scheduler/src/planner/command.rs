@@ -14,13 +14,15 @@
 use std::collections::BTreeSet;
 
 use model::instance::Runs;
-use model::{EnvKey, InstanceId, ProcessName, Timestamp};
+use model::{EnvKey, InstanceId, ProcessName, Timestamp, UserName};
 
 use super::task::Task;
 use super::view::{Goal, InstanceView, terminate};
 use super::{Pass, Planned, Planner};
 use crate::action::Action;
+use crate::changes::EnvRecord;
 use crate::cluster_state::ClusterState;
+use crate::keyed_runs::KeyedRun;
 use crate::rollout::InstanceHealth;
 
 /// Commands of users in one env at a time.
@@ -39,6 +41,19 @@ pub struct WantedCommand {
     pub attached: bool,
     /// When it is ended, should it still run then.
     pub ends_at: Timestamp,
+    /// By what it is found when it is asked for again.
+    pub call: Option<KeyedCall>,
+}
+
+/// What a run is found by ([`crate::keyed_runs`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyedCall {
+    /// Who asks for it.
+    pub by: UserName,
+    /// What the caller named the call.
+    pub key: String,
+    /// A digest of what it says.
+    pub digest: String,
 }
 
 /// Why a command is not run.
@@ -143,12 +158,26 @@ impl Planner {
         let mut planned = pass.planned;
         planned.env = Some(key.clone());
         let made = planned.actions.iter().find_map(|action| match action {
-            Action::Create(placed) => Some(placed.spec.id),
+            Action::Create(placed) => Some((placed.spec.id, placed.node)),
             _ => None,
         });
-        let made = made.ok_or_else(|| {
+        let (made, node) = made.ok_or_else(|| {
             CommandRefused::Blocked("the cluster state does not take it".to_owned())
         })?;
+        if let (Some(call), Some(env)) = (&wanted.call, cluster.envs.get_mut(key)) {
+            env.runs.add(KeyedRun {
+                by: call.by.clone(),
+                key: call.key.clone(),
+                call: call.digest.clone(),
+                instance: made,
+                release: number,
+                process: wanted.process.clone(),
+                node,
+                ends_at: wanted.ends_at,
+            });
+            let record = EnvRecord::of(env);
+            planned.changes.envs.insert(key.clone(), record);
+        }
         // So that its end is looked at when it is due.
         self.queue.insert(key.clone());
         Ok((made, planned))

@@ -7,7 +7,7 @@ use model::instance::{InstanceState, RestartWhen, Runs};
 use model::{InstanceId, Timestamp};
 
 use super::strategy_tests::Played;
-use super::{CommandRefused, LOST_AFTER_MS, Planner, WantedCommand};
+use super::{CommandRefused, KeyedCall, LOST_AFTER_MS, Planner, WantedCommand};
 use crate::apply::{Command, apply};
 use crate::cluster_state::{Presence, Scheduling};
 use crate::fixtures::{READY, RUNNING, exit, key, lapse, manifest, name, process};
@@ -25,6 +25,7 @@ impl Played {
             command: vec!["migrate".to_owned()],
             attached: false,
             ends_at: Timestamp(self.now.0 + LIFETIME_MS),
+            call: None,
         };
         let mut planner = Planner::new(&self.cluster);
         let (cluster, now) = (&mut self.cluster, self.now);
@@ -137,6 +138,41 @@ fn case_a_command_ends_with_its_time_and_with_its_node_and_is_not_run_again() {
 }
 
 #[test]
+fn a_run_that_has_a_key_is_written_with_its_env_and_found_by_it() {
+    let mut played = rolled_out();
+    let call = KeyedCall {
+        by: "ann".parse().unwrap(),
+        key: "migrate-1".to_owned(),
+        digest: "d".to_owned(),
+    };
+    let wanted = WantedCommand {
+        env: key("shop/prod"),
+        process: name("web"),
+        command: vec!["true".to_owned()],
+        attached: true,
+        ends_at: Timestamp(u64::MAX),
+        call: Some(call.clone()),
+    };
+    let before = played.cluster.clone();
+    let mut planner = Planner::new(&played.cluster);
+    let now = played.now;
+    let (made, planned) = planner
+        .run_command(&mut played.cluster, &wanted, now, &mut || 0x77)
+        .unwrap();
+    let runs = |cluster: &crate::cluster_state::ClusterState| {
+        let env = cluster.envs.get(&key("shop/prod")).unwrap();
+        env.runs.find(&call.by, &call.key).cloned()
+    };
+    let run = runs(&played.cluster).unwrap();
+    assert_eq!((run.instance, run.call), (made, call.digest.clone()));
+    // The store has what is decided on.
+    let mut stored = before;
+    planned.changes.patch(&mut stored);
+    assert_eq!(runs(&stored), runs(&played.cluster));
+    assert_eq!(stored.envs, played.cluster.envs);
+}
+
+#[test]
 fn case_what_cannot_be_run_is_refused_with_the_reason_and_changes_nothing() {
     let mut played = rolled_out();
     let mut wanted = WantedCommand {
@@ -145,6 +181,7 @@ fn case_what_cannot_be_run_is_refused_with_the_reason_and_changes_nothing() {
         command: vec!["true".to_owned()],
         attached: true,
         ends_at: Timestamp(u64::MAX),
+        call: None,
     };
     let before = played.cluster.clone();
     let refused = |wanted: &WantedCommand, cluster: &mut crate::cluster_state::ClusterState| {

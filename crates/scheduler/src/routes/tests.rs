@@ -244,6 +244,34 @@ fn case_a_host_that_a_release_adds_leads_to_instances_that_it_does_not_touch() {
 }
 
 #[test]
+fn a_host_that_a_release_added_leads_to_instances_of_before_while_the_next_one_rolls_out() {
+    let mut cluster = rolling();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
+    // As v2 but for a host, and other settings of the one that was there.
+    let mut third = env.releases.get(&ReleaseNumber(2)).unwrap().clone();
+    let target = third.manifest.routes.values_mut().next().unwrap();
+    target.settings.sticky = true;
+    let target = target.clone();
+    (third.manifest.routes).insert("zoo.example.com".to_owned(), target);
+    // And one with other instances.
+    let mut fourth = third.clone();
+    let web = fourth.manifest.processes.values_mut().next().unwrap();
+    web.env.insert("COLOR".to_owned(), "green".to_owned());
+    env.releases.insert(ReleaseNumber(3), third);
+    env.releases.insert(ReleaseNumber(4), fourth);
+    (env.rollout.release, env.rollout.wanted) = (ReleaseNumber(4), ReleaseNumber(4));
+    (env.rollout.phase, env.rollout.previous) = (RolloutPhase::Rolling, Some(ReleaseNumber(3)));
+    check(
+        &cluster,
+        expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+            zoo.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+    );
+    assert!(routes(&cluster)["web.example.com"].settings.sticky);
+}
+
+#[test]
 fn an_edge_that_takes_the_differences_has_the_whole_table() {
     let mut cluster = rolling();
     let one = Incarnation(1);
@@ -328,4 +356,85 @@ fn a_host_belongs_to_one_env() {
     deploy(&mut cluster, "shop/a", manifest, Timestamp(0));
     let owner = &routes(&cluster)["web.example.com"].env;
     assert_eq!(*owner, key("shop/prod"));
+}
+
+/// A manifest whose only route has this name.
+fn leading(name: &str, tls: Option<TlsMode>) -> Manifest {
+    let mut manifest = manifest(&[("web", process(1))]);
+    let (_, mut target) = manifest.routes.pop_first().unwrap();
+    target.settings.tls = tls;
+    manifest.routes.insert(name.to_owned(), target);
+    manifest
+}
+
+#[test]
+fn a_port_of_edges_is_shared_by_hosts_and_a_host_belongs_to_one_env_at_all_ports() {
+    let at = |host: &str, port| route_name::of_tls(host, port);
+    let mut cluster = cluster(1);
+    let (terminate, passthrough) = (Some(TlsMode::Terminate), Some(TlsMode::Passthrough));
+    let first = leading(&at("a.example.com", 30_432), terminate);
+    deploy(&mut cluster, "shop/a", first, Timestamp(0));
+    let plain = leading(&route_name::of_tcp(30_500), None);
+    deploy(&mut cluster, "shop/plain", plain, Timestamp(0));
+    let host = leading("web.example.com", None);
+    deploy(&mut cluster, "shop/web", host, Timestamp(0));
+    let owner_of = |name: &str, env: &str| {
+        let manifest = leading(name, passthrough);
+        let taken = taken_hosts(&cluster, &key(env), &manifest);
+        taken.into_values().next().map(|owner| owner.to_string())
+    };
+    for (name, owner) in [
+        // Another host of the same port, and the same port's neighbour.
+        (at("b.example.com", 30_432), None),
+        (route_name::of_tcp(30_433), None),
+        (at("a.example.com", 30_432), Some("shop/a")),
+        // The same host elsewhere, by HTTP too.
+        (at("a.example.com", 30_433), Some("shop/a")),
+        ("a.example.com".to_owned(), Some("shop/a")),
+        (at("web.example.com", 30_432), Some("shop/web")),
+        // A port is for hosts, or for whoever connects.
+        (route_name::of_tcp(30_432), Some("shop/a")),
+        (at("b.example.com", 30_500), Some("shop/plain")),
+        (route_name::of_tcp(30_500), Some("shop/plain")),
+    ] {
+        let found = owner_of(&name, "shop/other");
+        assert_eq!(found.as_deref(), owner, "{name}");
+        if let Some(owner) = owner {
+            assert_eq!(owner_of(&name, owner), None, "{name}");
+        }
+    }
+    // What was claimed is free with the env.
+    let destroy = Command::DestroyEnv { env: key("shop/a") };
+    apply(&mut cluster, &destroy).unwrap();
+    let manifest = leading(&route_name::of_tcp(30_432), None);
+    assert!(taken_hosts(&cluster, &key("shop/other"), &manifest).is_empty());
+}
+
+#[test]
+fn edges_have_certificates_for_hosts_of_http_and_of_tls_that_ends_there() {
+    let mut cluster = cluster(1);
+    let at = |host: &str| route_name::of_tls(host, 30_432);
+    for (env, name, tls) in [
+        ("shop/a", "a.example.com".to_owned(), None),
+        ("shop/b", at("b.example.com"), Some(TlsMode::Terminate)),
+        ("shop/c", at("c.example.com"), Some(TlsMode::Passthrough)),
+        ("shop/d", route_name::of_tcp(30_500), None),
+    ] {
+        deploy(&mut cluster, env, leading(&name, tls), Timestamp(0));
+    }
+    let mut index = RouteIndex::default();
+    index.update(&cluster, cluster.envs.keys());
+    assert_eq!(index.len(), 4);
+    for (host, is_served) in [
+        ("a.example.com", true),
+        ("b.example.com", true),
+        ("b.example.com.example.com", false),
+        ("b.example", false),
+        ("c.example.com", false),
+        ("tcp:30500", false),
+        ("tls:b.example.com:30432", false),
+        ("", false),
+    ] {
+        assert_eq!(index.is_served(host), is_served, "{host}");
+    }
 }

@@ -265,6 +265,7 @@ pub(crate) fn env(app: &str, network: u32) -> Env {
         scale: BTreeMap::new(),
         destroying: false,
         outcomes: BTreeMap::new(),
+        runs: scheduler::keyed_runs::KeyedRuns::default(),
     }
 }
 

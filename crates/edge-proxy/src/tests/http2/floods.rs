@@ -323,13 +323,28 @@ async fn a_client_has_its_share_of_streams_and_connections() {
     let wire = super::Client::connect(&edge).await;
     wire.get(request("GET", "http://a.test/")).await;
     // All but the connection's are taken.
-    let taken: Vec<_> = (1..most).map(|_| shares.take(client)).collect();
+    let mut taken: Vec<_> = (1..most).map(|_| shares.take(client)).collect();
     assert!(taken.iter().all(Option::is_some));
     let (status, headers, _) = wire.get(request("GET", "http://a.test/")).await;
     assert_eq!(
         (status, headers["retry-after"].to_str().unwrap()),
         (429, "2")
     );
+    // Nor do they take the places of others, also where what they are told is not read.
+    let places = edge.edge.streams.available_permits();
+    let mut deaf = h2::client::Builder::new();
+    let unread = super::Client::of(&edge, deaf.initial_window_size(0)).await;
+    taken.pop();
+    let mut refused = Vec::new();
+    for _ in 0..100 {
+        let mut requests = unread.0.clone().ready().await.unwrap();
+        let (response, _) = requests
+            .send_request(request("GET", "http://a.test/"), true)
+            .unwrap();
+        refused.push(soon(response).await.unwrap().status());
+    }
+    assert!(refused.iter().all(|status| *status == 429), "{refused:?}");
+    assert_eq!(edge.edge.streams.available_permits(), places);
     // Another connection is told to calm down, as over TLS, where the version is known before anything else.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).await;

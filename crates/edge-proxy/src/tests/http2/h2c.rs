@@ -288,7 +288,16 @@ async fn a_refused_stream_goes_to_another_instance() {
         let (status, ..) = client.get(request("POST", "http://a.test/")).await;
         assert_eq!(status, 200);
     }
-    assert!(refused.load(Ordering::SeqCst) >= 2);
+    // What it got of a body is sent again.
+    for _ in 0..4 {
+        let (response, mut sending) = begin(&client, request("POST", "http://a.test/")).await;
+        sending.send_data("some text".into(), true).unwrap();
+        let response = soon(response).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let told = text(&mut response.into_body()).await;
+        assert!(told.ends_with("\nsome text"), "{told}");
+    }
+    assert!(refused.load(Ordering::SeqCst) >= 4);
 }
 
 #[tokio::test]
@@ -445,4 +454,187 @@ async fn a_slow_client_holds_up_no_other_on_the_shared_connection() {
     let (_, _, body) = client.get(request("GET", "http://a.test/")).await;
     assert_eq!(body.len(), 4 << 20);
     assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+/// An app that goes while a stream is under way, as nginx after `keepalive_requests` and servers of gRPC at the connection's greatest age: that stream goes on, and
+/// whoever comes next has another connection.
+#[tokio::test]
+async fn a_connection_that_goes_takes_no_request_any_more_and_keeps_what_it_has() {
+    let connections = Arc::new(AtomicU32::new(0));
+    let finish = Arc::new(tokio::sync::Notify::new());
+    let (counted, finished) = (Arc::clone(&connections), Arc::clone(&finish));
+    let address = backend(move |stream| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let finished = Arc::clone(&finished);
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                if request.uri().path() != "/long" {
+                    tokio::spawn(tells(request, respond));
+                    continue;
+                }
+                connection.graceful_shutdown();
+                let finished = Arc::clone(&finished);
+                tokio::spawn(async move {
+                    let mut body = respond.send_response(Response::new(()), false).unwrap();
+                    body.send_data("begun".into(), false).unwrap();
+                    finished.notified().await;
+                    body.send_data("ended".into(), true).unwrap();
+                });
+            }
+        }
+    });
+    let edge = edge_to(&[address.await]).await;
+    let client = super::Client::connect(&edge).await;
+    let long = client.ask(request("GET", "http://a.test/long")).await;
+    let mut long = long.unwrap().into_body();
+    assert_eq!(soon(long.data()).await.unwrap().unwrap(), "begun");
+    for at in 0..10 {
+        let method = if at % 2 == 0 { "GET" } else { "POST" };
+        let (status, ..) = client.get(request(method, "http://a.test/")).await;
+        assert_eq!(status, 200);
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+    finish.notify_one();
+    assert_eq!(soon(long.data()).await.unwrap().unwrap(), "ended");
+}
+
+/// Reads a frame: its kind, flags and payload.
+async fn read_frame(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> (u8, u8, Vec<u8>) {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; length as usize];
+    stream.read_exact(&mut payload).await.unwrap();
+    (head[3], head[4], payload)
+}
+
+/// An app that goes just when a request comes has done nothing of it, and says so: the request has another connection, to the same instance and whatever its method is.
+#[tokio::test]
+async fn a_request_that_crosses_with_the_end_of_its_connection_is_made_again() {
+    let connections = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&connections);
+    let address = backend(move |mut stream| {
+        let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            if !is_first {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    tokio::spawn(tells(request, respond));
+                }
+                return;
+            }
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+            stream
+                .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+                .await
+                .unwrap();
+            loop {
+                match read_frame(&mut stream).await {
+                    (4, 0, _) => stream
+                        .write_all(&[0, 0, 0, 4, 1, 0, 0, 0, 0])
+                        .await
+                        .unwrap(),
+                    (6, 0, payload) => {
+                        let pong = [&[0, 0, 8, 6, 1, 0, 0, 0, 0], &payload[..]].concat();
+                        stream.write_all(&pong).await.unwrap();
+                    }
+                    (1, ..) => break,
+                    _ => {}
+                }
+            }
+            let goes = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            stream.write_all(&goes).await.unwrap();
+            // Until the edge has closed it.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    });
+    let edge = edge_to(&[address.await]).await;
+    let client = super::Client::connect(&edge).await;
+    let (status, ..) = client.get(request("POST", "http://a.test/")).await;
+    assert_eq!(status, 200);
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+/// Clients that leave have the edge reset their streams. A connection with many of those takes no more, before the app ends it with what others have under way.
+#[tokio::test]
+async fn clients_that_leave_end_no_stream_of_others() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&asked);
+    let finish = Arc::new(tokio::sync::Notify::new());
+    let finished = Arc::clone(&finish);
+    let (address, connections) = app(move |request: Request<RecvStream>, mut respond| {
+        let (counted, finished) = (Arc::clone(&counted), Arc::clone(&finished));
+        async move {
+            counted.fetch_add(1, Ordering::SeqCst);
+            if request.uri().path() == "/slow" {
+                let _request = request;
+                std::future::pending::<()>().await;
+            }
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            body.send_data("begun".into(), false).unwrap();
+            finished.notified().await;
+            body.send_data("ended".into(), true).unwrap();
+        }
+    })
+    .await;
+    let edge = edge_to(&[address]).await;
+    let client = super::Client::connect(&edge).await;
+    let long = client.ask(request("GET", "http://a.test/long")).await;
+    let mut long = long.unwrap().into_body();
+    assert_eq!(soon(long.data()).await.unwrap().unwrap(), "begun");
+    let many = crate::limits::MAX_TAKEN_BACK;
+    for at in 0..2 * many {
+        let leaves = super::Client::connect(&edge).await;
+        let mut requests = leaves.0.clone().ready().await.unwrap();
+        let slow = request("GET", "http://a.test/slow");
+        let (response, _) = requests.send_request(slow, true).unwrap();
+        let came = async {
+            while asked.load(Ordering::SeqCst) < at + 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(came).await;
+        drop(response);
+        let reset = async {
+            while edge.edge.backends.shared.streams(address).await > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(reset).await;
+    }
+    assert!((2..=3).contains(&connections.load(Ordering::SeqCst)));
+    finish.notify_one();
+    assert_eq!(soon(long.data()).await.unwrap().unwrap(), "ended");
+}
+
+/// As many small messages at once as the windows allow are no flood.
+#[tokio::test]
+async fn bursts_of_small_messages_pass() {
+    let (address, _) = app(grpc).await;
+    let edge = edge_to(&[address]).await;
+    let mut builder = h2::client::Builder::new();
+    builder.initial_connection_window_size(4 << 20);
+    let client = super::Client::of(&edge, builder.initial_window_size(1 << 20)).await;
+    let mut calls = Vec::new();
+    for _ in 0..4 {
+        let (response, mut sending) = begin(&client, call("Follow")).await;
+        for _ in 0..2000 {
+            sending
+                .send_data(Bytes::from_static(&[7; 100]), false)
+                .unwrap();
+        }
+        sending.send_data(Bytes::new(), true).unwrap();
+        calls.push(response);
+    }
+    for response in calls {
+        let mut body = soon(response).await.unwrap().into_body();
+        let mut received = 0;
+        while let Some(data) = soon(body.data()).await {
+            let data = data.unwrap();
+            received += data.len();
+            body.flow_control().release_capacity(data.len()).unwrap();
+        }
+        assert_eq!(received, 200_000);
+    }
 }
