@@ -197,6 +197,8 @@ pub mod paths {
     pub const REDEPLOY: &str = "/v1/apps/{app}/envs/{env}/redeploy";
     /// GET, a user -> `Vec<ReleaseRow>`, the newest first.
     pub const RELEASES: &str = "/v1/apps/{app}/envs/{env}/releases";
+    /// GET, a user -> [`crate::user::ReleaseDetails`].
+    pub const RELEASE: &str = "/v1/apps/{app}/envs/{env}/releases/{release}";
     /// POST, a user: [`crate::user::RollbackRequest`] -> [`crate::user::DeployResponse`]: a new release that is the same as an older one.
     pub const ROLLBACK: &str = "/v1/apps/{app}/envs/{env}/rollback";
     /// GET, a user -> `Vec<SecretRow>`. The env need not exist yet.

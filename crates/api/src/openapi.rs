@@ -10,7 +10,8 @@ mod calls;
 use std::collections::BTreeSet;
 
 use model::{
-    AppName, BundleName, EdgeId, EnvName, InstanceId, NodeId, OrgName, UserName, VolumeId,
+    AppName, BundleName, EdgeId, EnvName, InstanceId, NodeId, OrgName, ReleaseNumber, UserName,
+    VolumeId,
 };
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -307,6 +308,7 @@ impl Schemas {
             "instance" => of::<InstanceId>,
             "volume" => of::<VolumeId>,
             "member" => return json!({ "type": "string", "pattern": "^[ne][0-9]{1,5}$" }),
+            "release" => of::<ReleaseNumber>,
             "port" => return json!({ "type": "integer", "minimum": 1, "maximum": 65_535 }),
             // By what a token is revoked.
             _ => return json!({ "type": "string", "minLength": 1, "pattern": "^[0-9a-f]+$" }),
@@ -438,8 +440,8 @@ fn not_null(mut schema: Value) -> Value {
     schema
 }
 
-/// Says what the formats of numbers mean to those who do not know them, and leaves the links of Rust's documentation out of descriptions.
-fn tidy(value: &mut Value) {
+/// Says in a schema what the formats of numbers mean to those who do not know them, and leaves the links of Rust's documentation out of descriptions.
+pub fn tidy(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             let most = match fields.get("format").and_then(Value::as_str) {

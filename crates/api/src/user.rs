@@ -49,7 +49,7 @@ pub use queries::{
     AcknowledgementsQuery, DeployQuery, NewestReleaseQuery, OrgQuery, RegistryQuery, RolloutQuery,
     StatsQuery,
 };
-pub use releases::{ReleaseRow, RollbackRequest};
+pub use releases::{ReleaseDetails, ReleaseRow, RollbackRequest};
 pub use run::{
     AttachQuery, DEFAULT_COMMAND_LIFETIME_MS, MAX_COMMAND_LIFETIME_MS, RunRequest, RunResponse,
 };

@@ -162,6 +162,11 @@ const CALLS: &[(&str, &str, Needs)] = &[
     ),
     (
         "GET",
+        "/v1/apps/shop/envs/prod/releases/1",
+        Needs::App(Role::Deployer),
+    ),
+    (
+        "GET",
         "/v1/why?subject=shop/prod/web",
         Needs::App(Role::Viewer),
     ),

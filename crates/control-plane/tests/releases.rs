@@ -80,6 +80,15 @@ async fn a_rollback_is_a_release_with_the_image_and_the_secrets_of_an_older_one(
     assert!(rows[0].serving && !rows[1].serving);
     assert!(rows[1].image.as_ref().unwrap().starts_with(&registry.host));
 
+    // An old one is there with what was deployed.
+    let first = user.release(&key, ReleaseNumber(1)).await.unwrap();
+    assert_eq!(first.release, rows[2]);
+    assert_eq!(first.manifest["app"], "hello");
+    let bundles = &first.manifest["processes"]["web"]["secrets"];
+    assert_eq!(*bundles, serde_json::json!(["database"]));
+    let absent = user.release(&key, ReleaseNumber(9)).await.unwrap_err();
+    assert_eq!(absent.code(), Some("release_not_found"), "{absent}");
+
     let refused = user
         .rollback(&key, Some(ReleaseNumber(9)))
         .await

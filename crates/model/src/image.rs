@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The `config` of an image, as values. Absent and empty mean the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageConfig {
     /// `linux`.
     pub os: String,

@@ -10,7 +10,7 @@ use crate::commands::{
     certificates, completions, deploy, destroy, dev, doctor, edge, edges, envs, events, exec, fmt,
     forward, image, images, login, logs, manual, network, node, nodes, normalize, orgs, plan, ps,
     registries, releases, resolver, run, scale, schema, secrets, server, signal, tokens, top,
-    users, validate, volumes, why, wireguard,
+    users, validate, version, volumes, why, wireguard,
 };
 use crate::failure::Failure;
 
@@ -111,8 +111,7 @@ pub(crate) enum Command {
     Wireguard(wireguard::Arguments),
     #[command(hide = true)]
     Resolver(resolver::Arguments),
-    /// Print the version, as `platform --version` does
-    Version,
+    Version(version::Arguments),
 }
 
 /// Runs one command to its end.
@@ -120,7 +119,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Deploy(arguments) => asynchronous(deploy::run(arguments)),
         Command::Plan(arguments) => asynchronous(plan::run(arguments)),
-        Command::Releases(arguments) => asynchronous(releases::list(arguments)),
+        Command::Releases(arguments) => asynchronous(releases::run(arguments)),
         Command::Rollback(arguments) => asynchronous(releases::rollback(arguments)),
         Command::Ps(arguments) => asynchronous(ps::run(arguments)),
         Command::Logs(arguments) => asynchronous(logs::run(arguments)),
@@ -139,7 +138,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Fmt(arguments) => fmt::run(&arguments),
         Command::Normalize(arguments) => normalize::run(&arguments),
-        Command::Schema(_) => schema::run(),
+        Command::Schema(arguments) => schema::run(&arguments),
         Command::Image(command) => asynchronous(image::run(command)),
         Command::Network(arguments) => asynchronous(network::run(arguments)),
         Command::Images(arguments) => asynchronous(images::run(arguments)),
@@ -165,10 +164,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Manual(arguments) => manual::run(&arguments, Cli::command()),
         Command::Wireguard(arguments) => wireguard::run(arguments),
         Command::Resolver(arguments) => resolver::run(arguments),
-        Command::Version => Ok(crate::output::line(concat!(
-            "platform ",
-            env!("CARGO_PKG_VERSION")
-        ))?),
+        Command::Version(arguments) => version::run(&arguments),
     }
 }
 

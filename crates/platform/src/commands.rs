@@ -43,6 +43,7 @@ pub(crate) mod tokens;
 pub(crate) mod top;
 pub(crate) mod users;
 pub(crate) mod validate;
+pub(crate) mod version;
 pub(crate) mod volumes;
 pub(crate) mod why;
 pub(crate) mod wireguard;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::failure::{Failure, OutputError};
+use crate::json_shapes::{Lines, Prints, Watched};
 
 const HEADER: Style = Style::new().bold();
 
@@ -26,15 +27,26 @@ pub(crate) enum Format {
     /// For people; may change.
     #[default]
     Text,
-    /// For programs; stable.
+    /// For programs; stable: docs/json.md has the shapes.
     Json,
 }
 
-/// Prints a value as JSON.
-pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
+/// Prints a value of a shape that is documented, as JSON.
+pub(crate) fn json<T: Serialize>(_: impl Prints<T>, value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)?;
     line(text)?;
     Ok(())
+}
+
+/// Prints a value of a shape that is documented, as a line of JSON.
+pub(crate) fn json_line<T: Serialize>(_: Lines<T>, value: &T) -> Result<(), Failure> {
+    line(serde_json::to_string(value)?)?;
+    Ok(())
+}
+
+/// A list of a shape that is documented, as a line of JSON.
+pub(crate) fn json_rows<T: Serialize>(_: &Watched<T>, rows: &[T]) -> Result<String, Failure> {
+    Ok(serde_json::to_string(rows)? + "\n")
 }
 
 /// Prints one line on standard output, without its colours where they are not wanted.

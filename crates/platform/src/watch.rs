@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::failure::Failure;
+use crate::json_shapes::Watched;
 use crate::output::{self, Format, Table, note};
 
 /// Time between two looks.
@@ -29,6 +30,7 @@ pub(crate) struct WatchArguments {
 
 /// Shows what `look` finds, whenever it is otherwise than before. A server that does not answer for a while is asked again.
 pub(crate) async fn show<T: Serialize>(
+    shape: Watched<T>,
     format: Format,
     mut look: impl AsyncFnMut() -> Result<Vec<T>, Failure>,
     table: impl Fn(&[T]) -> Table,
@@ -46,7 +48,7 @@ pub(crate) async fn show<T: Serialize>(
             Ok(rows) => {
                 failing = false;
                 let text = match format {
-                    Format::Json => serde_json::to_string(&rows)? + "\n",
+                    Format::Json => output::json_rows(&shape, &rows)?,
                     Format::Text => table(&rows).text(),
                 };
                 if shown.as_ref() != Some(&text) {

@@ -39,6 +39,32 @@ fn case_help_and_version_are_commands_too() {
 }
 
 #[test]
+fn case_a_program_is_given_the_version_and_the_shape_of_what_commands_print() {
+    let (status, version, _) = run(command(&["version", "--format", "json"]));
+    assert_eq!(status, 0);
+    let version: serde_json::Value = serde_json::from_str(&version).unwrap();
+    let expected = serde_json::json!({ "version": env!("CARGO_PKG_VERSION") });
+    assert_eq!(version, expected);
+
+    for (words, of) in [
+        (&["schema", "ps"][..], "InstanceRow"),
+        (&["schema", "ps", "--ended"], "EndedRow"),
+        (&["schema", "secrets", "set"], "SecretsSet"),
+    ] {
+        let (status, text, _) = run(command(words));
+        assert_eq!(status, 0, "{words:?}");
+        let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(schema["$defs"][of]["properties"].is_object(), "{text}");
+    }
+    let (status, text, said) = run(command(&["schema", "signal"]));
+    assert_eq!((status, text.as_str()), (1, ""));
+    assert!(
+        said.contains("`platform signal`") && said.contains("secrets set"),
+        "{said}"
+    );
+}
+
+#[test]
 fn case_a_command_without_its_dashes_is_told_to_have_them() {
     let (status, _, text) = run(command(&["exec", "--process", "web", "ls"]));
     assert_eq!(status, 2);

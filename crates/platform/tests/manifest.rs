@@ -126,11 +126,11 @@ fn validate_for_programs() {
             out| [
             out|   {
             out|     "code": "unknown_key",
-            out|     "column": 1,
-            out|     "hint": "did you mean `command`?",
+            out|     "path": "processes.web.comand",
             out|     "line": 3,
+            out|     "column": 1,
             out|     "message": "unknown key `comand`",
-            out|     "path": "processes.web.comand"
+            out|     "hint": "did you mean `command`?"
             out|   }
             out| ]
         "#]],

@@ -94,6 +94,8 @@ fn check_links(root: &Path, file: &str, text: &str, findings: &mut Vec<String>) 
     let folder = root.join(file);
     let folder = folder.parent().unwrap_or(root);
     for (number, line) in text.lines().enumerate() {
+        // What is between backticks is no link, but for the text of one.
+        let line: String = line.split('`').step_by(2).collect();
         for rest in line.split("](").skip(1) {
             let target = rest.split([')', '#', ' ']).next().unwrap_or_default();
             if target.is_empty() || target.contains(':') {
@@ -115,8 +117,14 @@ fn named_functions(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
+/// What a page says that a test makes of types: names in it are those of fields.
+const MADE_OF_TYPES: &str = "Written by a test, of the types";
+
 /// Tests that a document names are there.
 fn check_tests(file: &str, text: &str, functions: &BTreeSet<&str>, findings: &mut Vec<String>) {
+    if text.contains(MADE_OF_TYPES) {
+        return;
+    }
     let is_name = |word: &&str| {
         // Names of metrics look the same: tests of theirs hold docs/metrics.md against what is told.
         !["platform_", "process_"]

@@ -11,9 +11,9 @@ use api::user::{
     Acknowledgements, CaRow, CreateTokenRequest, CreateTokenResponse, DeployRequest,
     DeployResponse, DoctorRequest, EdgeRow, EndedRow, EnvRow, EnvsQuery, ImageRow, InstanceRow,
     InstancesQuery, LogsQuery, NetworkDiagnosis, NetworkSettingsRequest, NetworkStatus,
-    NodeOrgRequest, NodeRow, NodesQuery, RegistryLoginRequest, RegistryRow, ReleaseRow,
-    RemoveNodeQuery, RevokeResponse, RollbackRequest, RolloutStatus, RotateCaRequest, ScaleRequest,
-    Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest, StopUnknownRequest,
+    NodeOrgRequest, NodeRow, NodesQuery, RegistryLoginRequest, RegistryRow, ReleaseDetails,
+    ReleaseRow, RemoveNodeQuery, RevokeResponse, RollbackRequest, RolloutStatus, RotateCaRequest,
+    ScaleRequest, Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest, StopUnknownRequest,
     StopUnknownResponse, TokenRow, VolumeRow, VolumesQuery,
 };
 use api::user::{AttachQuery, PlanResponse, RunRequest, RunResponse};
@@ -449,6 +449,16 @@ impl ApiClient {
     pub async fn releases(&self, env: &EnvKey) -> Result<Vec<ReleaseRow>, ClientError> {
         let request = self.get(&env_path(paths::RELEASES, env));
         self.call("listing releases", request).await
+    }
+
+    /// A release of an env with its manifest.
+    pub async fn release(
+        &self,
+        env: &EnvKey,
+        release: ReleaseNumber,
+    ) -> Result<ReleaseDetails, ClientError> {
+        let path = env_path(paths::RELEASE, env).replace("{release}", &release.0.to_string());
+        self.call("asking for a release", self.get(&path)).await
     }
 
     /// A new release that is the same as an older one; absent: as the one before.

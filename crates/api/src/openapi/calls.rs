@@ -16,11 +16,11 @@ use crate::user::{
     EndedRow, EnvRow, EnvsQuery, ExecQuery, GrantRequest, ImageRow, InstanceRow, InstancesQuery,
     LabelsRequest, LogsQuery, MoveAppRequest, NetworkDiagnosis, NetworkSettingsRequest,
     NetworkStatus, NewestReleaseQuery, NodeOrgRequest, NodeRow, NodesQuery, OrgQuery, OrgRow,
-    PlanResponse, RegistryLoginRequest, RegistryQuery, RegistryRow, ReleaseRow, RemoveNodeQuery,
-    RevokeResponse, RollbackRequest, RolloutQuery, RolloutStatus, RotateCaRequest, RunRequest,
-    RunResponse, ScaleRequest, SchedulingRequest, SecretRow, SetSecretsRequest, SignalRequest,
-    StatsQuery, StatsRow, StopUnknownRequest, StopUnknownResponse, TokenRow, UserRow, UserTokenRow,
-    UserTokensQuery, UsersQuery, VolumeRow, VolumesQuery, WhoAmI,
+    PlanResponse, RegistryLoginRequest, RegistryQuery, RegistryRow, ReleaseDetails, ReleaseRow,
+    RemoveNodeQuery, RevokeResponse, RollbackRequest, RolloutQuery, RolloutStatus, RotateCaRequest,
+    RunRequest, RunResponse, ScaleRequest, SchedulingRequest, SecretRow, SetSecretsRequest,
+    SignalRequest, StatsQuery, StatsRow, StopUnknownRequest, StopUnknownResponse, TokenRow,
+    UserRow, UserTokenRow, UserTokensQuery, UsersQuery, VolumeRow, VolumesQuery, WhoAmI,
 };
 use crate::why::{Why, WhyQuery};
 
@@ -132,6 +132,10 @@ pub const CALLS: &[Call] = &[
     Call::new("GET", paths::RELEASES, VIEWER)
         .does("Releases that are kept, the newest first")
         .answers(200, Json(of::<Vec<ReleaseRow>>))
+        .refuses(&[409]),
+    Call::new("GET", paths::RELEASE, DEPLOYER)
+        .does("A release with its manifest")
+        .answers(200, Json(of::<ReleaseDetails>))
         .refuses(&[409]),
     Call::new("POST", paths::ROLLBACK, DEPLOYER)
         .does("A release that is the same as an older one")

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use model::{Digest, ReleaseNumber, Timestamp, UserName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::RolloutPhase;
 
@@ -31,6 +32,15 @@ pub struct ReleaseRow {
     pub serving: bool,
     /// Why its rollout waits, failed or was reverted, where it is the last one.
     pub reason: Option<String>,
+}
+
+/// A release with what was deployed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReleaseDetails {
+    /// The release.
+    pub release: ReleaseRow,
+    /// Its manifest as canonical JSON, with every default filled in: what `platform normalize` prints of it.
+    pub manifest: Value,
 }
 
 /// Asks for a release that is the same as an older one.

@@ -122,6 +122,7 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::WHY, get(why::why))
         .route(paths::EVENTS, get(events::events))
         .route(paths::RELEASES, get(releases::list))
+        .route(paths::RELEASE, get(releases::show))
         .route(paths::ROLLBACK, post(releases::rollback))
         .route(paths::PLAN, post(plan::plan))
         .route(paths::RUNS, post(runs::run))

@@ -1,14 +1,17 @@
 //! The releases of an env, and the way back to one of them.
 
-use api::user::{DeployResponse, NewestReleaseQuery, ReleaseRow, RollbackRequest, RolloutPhase};
+use api::user::{
+    DeployResponse, NewestReleaseQuery, ReleaseDetails, ReleaseRow, RollbackRequest, RolloutPhase,
+};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use model::{EnvKey, ReleaseNumber};
 use scheduler::cluster_state::{ClusterState, Env, Release};
+use serde::Deserialize;
 
 use super::deploy::{add_release, check_against, recorded};
-use super::extract::{Body, Params, no_such_env, readable};
+use super::extract::{Body, Params, Path, no_such_env, readable};
 use super::repeated::Conditions;
 use crate::access::{Deploying, Viewing};
 use crate::clock::now;
@@ -22,25 +25,50 @@ pub(crate) async fn list(
 ) -> Result<Json<Vec<ReleaseRow>>, ApiFailure> {
     let cluster = app.cluster();
     let env = env(&cluster, &key)?;
-    let rows = env
-        .releases
-        .iter()
-        .rev()
-        .map(|(number, release)| ReleaseRow {
-            number: *number,
-            created_at: release.created_at,
-            by: release.by.clone(),
-            image: release.image.clone(),
-            image_ref_digest: release.image_ref_digest.clone(),
-            secrets: release.secrets.clone(),
-            rollback_to: release.rollback_to,
-            phase: phase(env, *number),
-            serving: env.rollout.wanted == *number && env.rollout.phase != RolloutPhase::Failed,
-            reason: (env.rollout.release == *number)
-                .then(|| env.rollout.reason.clone())
-                .filter(|reason| !reason.is_empty()),
-        });
-    Ok(Json(rows.collect()))
+    let rows = env.releases.iter().rev();
+    Ok(Json(
+        rows.map(|(number, release)| row(env, *number, release))
+            .collect(),
+    ))
+}
+
+/// A release of an env, as the path names it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct OfEnv {
+    release: ReleaseNumber,
+}
+
+/// A release with its manifest, for who may deploy: it has the values of variables.
+pub(crate) async fn show(
+    State(app): State<App>,
+    Deploying { key, .. }: Deploying,
+    Path(OfEnv { release: number }): Path<OfEnv>,
+) -> Result<Json<ReleaseDetails>, ApiFailure> {
+    let cluster = app.cluster();
+    let (number, release) = target(&cluster, &key, Some(number))?;
+    let manifest = serde_json::from_str(&manifest::normalize(&release.manifest));
+    Ok(Json(ReleaseDetails {
+        release: row(env(&cluster, &key)?, number, &release),
+        // It was written as JSON.
+        manifest: manifest.unwrap_or_default(),
+    }))
+}
+
+fn row(env: &Env, number: ReleaseNumber, release: &Release) -> ReleaseRow {
+    ReleaseRow {
+        number,
+        created_at: release.created_at,
+        by: release.by.clone(),
+        image: release.image.clone(),
+        image_ref_digest: release.image_ref_digest.clone(),
+        secrets: release.secrets.clone(),
+        rollback_to: release.rollback_to,
+        phase: phase(env, number),
+        serving: env.rollout.wanted == number && env.rollout.phase != RolloutPhase::Failed,
+        reason: (env.rollout.release == number)
+            .then(|| env.rollout.reason.clone())
+            .filter(|reason| !reason.is_empty()),
+    }
 }
 
 fn env<'c>(cluster: &'c ClusterState, key: &EnvKey) -> Result<&'c Env, ApiFailure> {

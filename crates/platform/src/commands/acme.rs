@@ -11,6 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::pem_file::read;
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
@@ -217,7 +218,7 @@ async fn on(arguments: OnArguments) -> Result<(), Failure> {
 
 fn print(status: &AcmeStatus, format: Format) -> Result<(), Failure> {
     if format == Format::Json {
-        return output::json(status);
+        return output::json(json_shapes::ACME, status);
     }
     let Some(settings) = &status.settings else {
         note(

@@ -9,6 +9,7 @@ use super::acme;
 use super::pem_file::read;
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
@@ -109,7 +110,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Ca(arguments)) => {
             let ca = arguments.cluster.connect()?.ingress_ca().await?;
             match arguments.format.format {
-                Format::Json => output::json(&ca),
+                Format::Json => output::json(json_shapes::INGRESS_CA, &ca),
                 Format::Text => Ok(output::write(&ca.ca_pem)?),
             }
         }
@@ -119,7 +120,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 async fn list(arguments: ListArguments) -> Result<(), Failure> {
     let certificates = arguments.cluster.connect()?.certificates().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&certificates);
+        return output::json(json_shapes::CERTIFICATES, &certificates);
     }
     if certificates.is_empty() {
         note(
@@ -178,7 +179,7 @@ async fn add(arguments: AddArguments) -> Result<(), Failure> {
         .add_certificate(&request)
         .await?;
     if arguments.format.format == Format::Json {
-        return output::json(&row);
+        return output::json(json_shapes::CERTIFICATE, &row);
     }
     note(format!(
         "certificate {} is added, for {}",

@@ -13,7 +13,9 @@ use oci::Reference;
 use crate::commands::{manifest_file, ps};
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, note, one_line};
+use crate::printed::Deployed;
 use crate::registry_access::docker_login;
 use crate::rollout;
 use crate::units::parse_duration;
@@ -133,7 +135,11 @@ pub(crate) async fn follow(
     json: bool,
 ) -> Result<(), Failure> {
     let Some(timeout) = timeout else {
-        return if json { output::json(release) } else { Ok(()) };
+        return if json {
+            output::json(json_shapes::RECORDED, release)
+        } else {
+            Ok(())
+        };
     };
     let watching = rollout::watch(client, env, release.release, timeout);
     let status = tokio::select! {
@@ -144,7 +150,13 @@ pub(crate) async fn follow(
         }
     };
     if json {
-        output::json(&serde_json::json!({ "release": release, "rollout": status }))?;
+        output::json(
+            json_shapes::DEPLOYED,
+            &Deployed {
+                release: release.clone(),
+                rollout: status.clone(),
+            },
+        )?;
     }
     conclude(client, env, &status, json).await
 }

@@ -9,7 +9,9 @@ use model::EnvKey;
 use crate::commands::volumes;
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, note};
+use crate::printed::Destroyed;
 
 /// How long to wait for the last instance to be gone.
 const GONE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -78,7 +80,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         0
     };
     if arguments.format.format == Format::Json {
-        return output::json(&serde_json::json!({ "env": env, "gone": !arguments.no_wait }));
+        return output::json(
+            json_shapes::DESTROYED,
+            &Destroyed {
+                env,
+                gone: !arguments.no_wait,
+            },
+        );
     }
     note(if arguments.no_wait {
         format!("{env} is being destroyed")

@@ -12,9 +12,11 @@ use blocking_work::blocking;
 use clap::{Args, ValueEnum};
 use membership::Membership;
 
-use self::finding::{Finding, Severity};
+pub(crate) use self::finding::Finding;
+use self::finding::Severity;
 use super::{edge, node, server};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::role_options::{self, KeptEdgeOptions, KeptNodeOptions, KeptServerOptions};
 
@@ -68,7 +70,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let findings = look(&roles).await;
     if arguments.format.format == Format::Json {
-        output::json(&findings)?;
+        output::json(json_shapes::FINDINGS, &findings)?;
     } else {
         let mut table = Table::new(["CHECK", "STATE", "FOUND"]);
         for finding in &findings {

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::members::{self, ApproveArguments, RevokeArguments, RotateKeysArguments};
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
@@ -57,7 +58,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let edges = arguments.cluster.connect()?.edges().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&edges);
+        return output::json(json_shapes::EDGES, &edges);
     }
     if edges.is_empty() {
         note("no edges; `platform tokens create --role edge` lets one join");

@@ -6,6 +6,7 @@ use model::{AppName, EnvName, ReleaseNumber};
 
 use crate::connection::{ClusterArguments, Scope};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::watch::{self, WatchArguments};
 
@@ -42,11 +43,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     if arguments.watch.watch {
         let look = async || Ok(client.find_envs(&query).await?);
-        return watch::show(arguments.format.format, look, table).await;
+        return watch::show(json_shapes::ENVS, arguments.format.format, look, table).await;
     }
     let envs = client.find_envs(&query).await?;
     if arguments.format.format == Format::Json {
-        return output::json(&envs);
+        return output::json(json_shapes::ENVS, &envs);
     }
     if envs.is_empty() {
         let scope = Scope {

@@ -11,6 +11,7 @@ use model::{InstanceId, NodeId, Timestamp};
 use super::members;
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, note, one_line};
 use crate::units::{parse_count, parse_moment, rfc3339};
 
@@ -178,7 +179,7 @@ async fn newest(
 fn print(events: &[Event], format: Format) -> Result<(), Failure> {
     for event in events {
         match format {
-            Format::Json => output::line(serde_json::to_string(event)?)?,
+            Format::Json => output::json_line(json_shapes::EVENTS, event)?,
             Format::Text => output::line(line(event))?,
         }
     }

@@ -24,7 +24,9 @@ use tokio::task::JoinSet;
 use super::exec::{self, Candidate};
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
-use crate::output;
+use crate::json_shapes;
+use crate::output::{self, Format, FormatArguments};
+use crate::printed::Forwarding;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,6 +63,8 @@ pub(crate) struct Arguments {
     which: EnvArguments,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,10 +171,20 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     for both in ports {
         for listener in listen(&arguments.address, both.local).await? {
             let local = listener.local_addr()?;
-            output::line(format_args!(
-                "forwarding {local} to port {} of instance {instance}",
-                both.remote
-            ))?;
+            match arguments.format.format {
+                Format::Text => output::line(format_args!(
+                    "forwarding {local} to port {} of instance {instance}",
+                    both.remote
+                ))?,
+                Format::Json => {
+                    let forwarding = Forwarding {
+                        local,
+                        port: both.remote,
+                        instance,
+                    };
+                    output::json_line(json_shapes::FORWARDINGS, &forwarding)?;
+                }
+            }
             listeners.push((listener, both.remote));
         }
     }

@@ -5,6 +5,7 @@ use clap::Args;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
@@ -30,7 +31,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let images = arguments.cluster.connect()?.images().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&images);
+        return output::json(json_shapes::IMAGES, &images);
     }
     if images.is_empty() {
         note("no node that is online has an image in its cache");

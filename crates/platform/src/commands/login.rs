@@ -5,14 +5,15 @@ use api_client::{ApiClient, ClientConfig};
 use blocking_work::blocking;
 use clap::{Args, Subcommand};
 use identity::{UserToken, pinned_root};
-use serde::Serialize;
 
 use super::users::roles;
 use crate::connection::ClusterArguments;
 use crate::contexts::{ContextName, Contexts, no_such_context};
 use crate::failure::Failure;
 use crate::join_token::SecretFile;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::printed::ContextRow;
 use crate::units::rfc3339;
 
 const EXAMPLES: &str = "\
@@ -79,14 +80,6 @@ struct OneContext {
     context: ContextName,
 }
 
-/// A context, for programs.
-#[derive(Debug, Serialize)]
-struct ContextRow {
-    name: String,
-    server: Option<String>,
-    current: bool,
-}
-
 fn contexts() -> Result<Contexts, Failure> {
     Contexts::of_user().ok_or_else(|| {
         Failure::new("there is no place for contexts: neither HOME nor XDG_CONFIG_HOME is set")
@@ -150,7 +143,7 @@ pub(crate) async fn whoami(arguments: WhoAmIArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let who = client.whoami().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&who);
+        return output::json(json_shapes::WHO_AM_I, &who);
     }
     output::line(format!("{} at {}", who.user, client.server()))?;
     output::line(format!("roles: {}", roles(&who.grants)))?;
@@ -203,7 +196,7 @@ fn list(contexts: &Contexts, format: Format) -> Result<(), Failure> {
         })
         .collect();
     if format == Format::Json {
-        return output::json(&rows);
+        return output::json(json_shapes::CONTEXTS, &rows);
     }
     if rows.is_empty() {
         note("no contexts; `platform login` makes one");

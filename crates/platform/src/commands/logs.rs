@@ -15,6 +15,7 @@ use model::{EnvKey, InstanceId, ProcessName, Timestamp};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, note};
 use crate::units::{parse_count, parse_moment, rfc3339};
 use records::Joiner;
@@ -194,7 +195,7 @@ impl Printer {
         for record in records {
             match self.format {
                 Format::Text => output::line(text(record))?,
-                Format::Json => output::line(serde_json::to_string(record)?)?,
+                Format::Json => output::json_line(json_shapes::LOG_LINES, record)?,
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use overlay::topology::{HubRole, Mode};
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 
 const EXAMPLES: &str = "\
@@ -82,7 +83,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let status = arguments.cluster.connect()?.network().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&status);
+        return output::json(json_shapes::NETWORK, &status);
     }
     output::line(heading(&status))?;
     if !status.members.is_empty() {

@@ -10,6 +10,7 @@ use model::{LabelKey, LabelValue, NameError};
 use super::members::{self, ApproveArguments, RevokeArguments, RotateKeysArguments};
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 use crate::watch::{self, WatchArguments};
@@ -91,11 +92,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     if arguments.watch.watch {
         let look = async || Ok(client.find_nodes(&query).await?);
-        return watch::show(arguments.format.format, look, table).await;
+        return watch::show(json_shapes::NODES, arguments.format.format, look, table).await;
     }
     let nodes = client.find_nodes(&query).await?;
     if arguments.format.format == Format::Json {
-        return output::json(&nodes);
+        return output::json(json_shapes::NODES, &nodes);
     }
     if nodes.is_empty() {
         if query != NodesQuery::default() {

@@ -5,6 +5,7 @@ use model::{AppName, OrgName};
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units::rfc3339;
 
@@ -74,7 +75,7 @@ pub(crate) async fn run_orgs(arguments: OrgsArguments) -> Result<(), Failure> {
 async fn list_orgs(arguments: ListArguments) -> Result<(), Failure> {
     let orgs = arguments.cluster.connect()?.orgs().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&orgs);
+        return output::json(json_shapes::ORGS, &orgs);
     }
     let mut table = Table::new(["ORG", "APPS", "CREATED"]);
     for org in &orgs {
@@ -154,7 +155,7 @@ pub(crate) async fn run_apps(arguments: AppsArguments) -> Result<(), Failure> {
 async fn list_apps(arguments: ListArguments) -> Result<(), Failure> {
     let apps = arguments.cluster.connect()?.apps().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&apps);
+        return output::json(json_shapes::APPS, &apps);
     }
     if apps.is_empty() {
         note("no apps; `platform deploy` makes one");

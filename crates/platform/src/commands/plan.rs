@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::commands::{deploy, manifest_file};
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, one_line};
 
 const ADDED: Style = AnsiColor::Green.on_default();
@@ -79,7 +80,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let plan = client.plan(&env, &request).await?;
     match arguments.format.format {
-        Format::Json => output::json(&plan)?,
+        Format::Json => output::json(json_shapes::PLAN, &plan)?,
         Format::Text => output::write(&text(&env, &plan))?,
     }
     if !would_be_done(&plan) {

@@ -9,6 +9,7 @@ use model::instance::{ExitEvent, InstanceState, Runs};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table};
 use crate::units;
 use crate::watch::{self, WatchArguments};
@@ -67,9 +68,21 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let wanted = Wanted { query, name };
     if arguments.watch.watch {
         return if arguments.ended {
-            watch::show(format, async || ended(&client, &wanted).await, ended_table).await
+            watch::show(
+                json_shapes::ENDED,
+                format,
+                async || ended(&client, &wanted).await,
+                ended_table,
+            )
+            .await
         } else {
-            watch::show(format, async || running(&client, &wanted).await, table).await
+            watch::show(
+                json_shapes::INSTANCES,
+                format,
+                async || running(&client, &wanted).await,
+                table,
+            )
+            .await
         };
     }
     if arguments.ended {
@@ -77,7 +90,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         return if rows.is_empty() && format == Format::Text {
             scope.nothing(&client, "recently ended instances").await
         } else if format == Format::Json {
-            output::json(&rows)
+            output::json(json_shapes::ENDED, &rows)
         } else {
             Ok(ended_table(&rows).print()?)
         };
@@ -87,7 +100,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         scope.nothing(&client, "instances").await?;
     }
     match format {
-        Format::Json => output::json(&rows),
+        Format::Json => output::json(json_shapes::INSTANCES, &rows),
         Format::Text if rows.is_empty() => Ok(()),
         Format::Text => Ok(table(&rows).print()?),
     }

@@ -9,6 +9,7 @@ use oci::parse_registry;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::registry_access::docker_login;
 use crate::units;
@@ -95,7 +96,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 async fn list(arguments: ListArguments) -> Result<(), Failure> {
     let registries = arguments.cluster.connect()?.registries().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&registries);
+        return output::json(json_shapes::REGISTRIES, &registries);
     }
     if registries.is_empty() {
         note("the cluster is logged in nowhere: it pulls what everyone may");
@@ -134,7 +135,7 @@ async fn login(arguments: LoginArguments) -> Result<(), Failure> {
         .registry_login(&request)
         .await?;
     if arguments.format.format == Format::Json {
-        return output::json(&row);
+        return output::json(json_shapes::REGISTRY, &row);
     }
     let user = row.user.map_or_else(String::new, |user| {
         format!(" as {}", output::one_line(&user))

@@ -3,19 +3,55 @@
 use std::time::Duration;
 
 use api::user::{ReleaseRow, RolloutPhase};
-use clap::Args;
+use clap::{Args, Subcommand};
 use model::ReleaseNumber;
 
 use super::deploy::follow;
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units::{self, parse_duration};
 
-/// Show the releases of an env
+const RELEASES_EXAMPLES: &str = "\
+Examples:
+  platform releases
+  platform releases show 3       its manifest, with every default filled in
+  diff <(platform normalize | jq .) <(platform releases show 3 --format json | jq .manifest)
+
+The last 50 are kept, and those that something runs or goes back to.";
+
+/// Show the releases of an env, or one with its manifest
 #[derive(Debug, Args)]
-#[command(after_help = "The last 50 are kept, and those that something runs or goes back to.")]
+#[command(after_help = RELEASES_EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct ReleasesArguments {
+    #[command(subcommand)]
+    command: Option<ReleasesCommand>,
+    #[command(flatten)]
+    list: ListArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum ReleasesCommand {
+    /// Show a release with its manifest, for who may deploy
+    Show(ShowArguments),
+}
+
+#[derive(Debug, Args)]
+struct ListArguments {
+    #[command(flatten)]
+    which: EnvArguments,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+#[derive(Debug, Args)]
+struct ShowArguments {
+    /// The release: `3` or `v3`
+    #[arg(value_name = "RELEASE", value_parser = parse_release)]
+    release: ReleaseNumber,
     #[command(flatten)]
     which: EnvArguments,
     #[command(flatten)]
@@ -62,12 +98,32 @@ fn parse_release(text: &str) -> Result<ReleaseNumber, String> {
     }
 }
 
-pub(crate) async fn list(arguments: ReleasesArguments) -> Result<(), Failure> {
+pub(crate) async fn run(arguments: ReleasesArguments) -> Result<(), Failure> {
+    match arguments.command {
+        None => list(arguments.list).await,
+        Some(ReleasesCommand::Show(arguments)) => show(arguments).await,
+    }
+}
+
+/// The release as in the list, and its manifest as JSON below it.
+async fn show(arguments: ShowArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let env = arguments.which.choose(&client).await?;
+    let details = client.release(&env, arguments.release).await?;
+    if arguments.format.format == Format::Json {
+        return output::json(json_shapes::RELEASE, &details);
+    }
+    table(std::slice::from_ref(&details.release)).print()?;
+    output::line(format_args!("\n{:#}", details.manifest))?;
+    Ok(())
+}
+
+async fn list(arguments: ListArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let env = arguments.which.choose(&client).await?;
     let rows = client.releases(&env).await?;
     if arguments.format.format == Format::Json {
-        return output::json(&rows);
+        return output::json(json_shapes::RELEASES, &rows);
     }
     table(&rows).print()?;
     Ok(())

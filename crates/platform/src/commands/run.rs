@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::exec::{Terminal, converse};
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments};
 use crate::units;
 
@@ -86,7 +87,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let made = client.run(&env, &request).await?;
     if arguments.detach {
         return match arguments.format.format {
-            Format::Json => output::json(&made),
+            Format::Json => output::json(json_shapes::STARTED, &made),
             Format::Text => Ok(output::line(made.instance)?),
         };
     }

@@ -8,6 +8,7 @@ use model::ProcessName;
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments};
 
 const EXAMPLES: &str = "\
@@ -57,7 +58,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let row = client.scale(&env, &request).await?;
     if arguments.format.format == Format::Json {
-        return output::json(&row);
+        return output::json(json_shapes::SCALED, &row);
     }
     for process in request.processes.keys() {
         let (wanted, ready) = row.processes.get(process).copied().unwrap_or_default();

@@ -10,7 +10,9 @@ use model::{BundleName, EnvKey, OrgName};
 
 use crate::connection::{ClusterArguments, EnvArguments, Scope};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note, one_line};
+use crate::printed::SecretsSet;
 use crate::units;
 
 const EXAMPLES: &str = "\
@@ -259,7 +261,13 @@ async fn set(arguments: SetArguments) -> Result<(), Failure> {
         )));
     };
     if arguments.format.format == Format::Json {
-        return output::json(&serde_json::json!({ "bundle": row, "release": release }));
+        return output::json(
+            json_shapes::SECRETS_SET,
+            &SecretsSet {
+                bundle: row,
+                release,
+            },
+        );
     }
     let SecretRow { name, version, .. } = &row;
     note(format!(
@@ -293,7 +301,7 @@ async fn list(arguments: ListArguments) -> Result<(), Failure> {
         note("`platform secrets set` makes one");
     }
     if arguments.format.format == Format::Json {
-        return output::json(&rows);
+        return output::json(json_shapes::SECRETS, &rows);
     }
     if rows.is_empty() {
         return Ok(());

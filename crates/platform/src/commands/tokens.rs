@@ -10,6 +10,7 @@ use model::OrgName;
 use super::members;
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units::{self, parse_duration, rfc3339};
 
@@ -134,7 +135,7 @@ async fn create(arguments: CreateArguments) -> Result<(), Failure> {
     if arguments.cloud_init {
         output::write(&cloud_init(&created))?;
     } else if arguments.format.format == Format::Json {
-        return output::json(&created);
+        return output::json(json_shapes::TOKEN, &created);
     } else {
         output::line(&created.token)?;
     }
@@ -167,7 +168,7 @@ fn cloud_init(created: &CreateTokenResponse) -> String {
 async fn list(arguments: ListArguments) -> Result<(), Failure> {
     let tokens = arguments.cluster.connect()?.tokens().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&tokens);
+        return output::json(json_shapes::TOKENS, &tokens);
     }
     if tokens.is_empty() {
         note("no tokens; `platform tokens create` makes one");

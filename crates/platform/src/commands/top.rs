@@ -12,9 +12,10 @@ use model::InstanceId;
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table};
 use crate::units::size;
-use crate::watch::{CLEAR, Ends};
+use crate::watch::{self, CLEAR, Ends};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +36,7 @@ pub(crate) struct Arguments {
     /// Print one table and end; so it is where output is no terminal
     #[arg(long)]
     once: bool,
-    /// Again and again, also where output is no terminal
+    /// Again and again, also where output is no terminal; with `--format json`, an array a line
     #[arg(long, short, conflicts_with = "once")]
     watch: bool,
     #[command(flatten)]
@@ -54,7 +55,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         scope.nothing(&client, "instances").await?;
     }
     if arguments.format.format == Format::Json {
-        return output::json(&before.rows);
+        if arguments.watch {
+            let look = async || Ok(Look::at(&client, &arguments).await?.rows);
+            let none = |_: &[StatsRow]| Table::new([]);
+            return watch::show(json_shapes::STATS, Format::Json, look, none).await;
+        }
+        return output::json(json_shapes::STATS, &before.rows);
     }
     if before.rows.is_empty() {
         return Ok(());

@@ -8,6 +8,7 @@ use model::{OrgName, UserName};
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units::{self, parse_duration, rfc3339};
 
@@ -185,7 +186,7 @@ fn place(org: Option<&OrgName>) -> String {
 async fn list(arguments: ListArguments) -> Result<(), Failure> {
     let users = arguments.cluster.connect()?.users().await?;
     if arguments.format.format == Format::Json {
-        return output::json(&users);
+        return output::json(json_shapes::USERS, &users);
     }
     users_table(&users).print()?;
     Ok(())
@@ -236,7 +237,7 @@ async fn list_tokens(arguments: ListArguments, user: Option<UserName>) -> Result
     // The server has those of a user in the order of their ids.
     tokens.sort_by(|a, b| (&a.user, a.created_at, &a.id).cmp(&(&b.user, b.created_at, &b.id)));
     if arguments.format.format == Format::Json {
-        return output::json(&tokens);
+        return output::json(json_shapes::USER_TOKENS, &tokens);
     }
     if tokens.is_empty() {
         note("no tokens; `platform users tokens create` makes one");
@@ -289,7 +290,7 @@ async fn create_token(arguments: CreateTokenArguments) -> Result<(), Failure> {
         .create_user_token(&request)
         .await?;
     if arguments.format.format == Format::Json {
-        return output::json(&made);
+        return output::json(json_shapes::USER_TOKEN, &made);
     }
     output::line(&made.token)?;
     let until = made.expires_at.map_or_else(

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::{Value, json};
 
 use crate::commands::manifest_file::{self, Source};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments};
+use crate::printed::Mistake;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,18 +63,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let several = arguments.files.len() > 1;
         let mut all = Vec::new();
         for (name, found) in &mistakes {
-            let Value::Array(found) = manifest::to_json(found) else {
-                continue;
-            };
-            for mut one in found {
-                // Which file is only a question where there are several.
-                if several {
-                    one["file"] = json!(name);
-                }
-                all.push(one);
-            }
+            // Which file is only a question where there are several.
+            let file = several.then_some(name.as_str());
+            all.extend(found.iter().map(|mistake| Mistake::new(mistake, file)));
         }
-        output::json(&all)?;
+        output::json(json_shapes::MISTAKES, &all)?;
     }
     if unread || !mistakes.is_empty() {
         Err(Failure::Said)

@@ -11,6 +11,7 @@ use model::{AppName, EnvKey, EnvName, VolumeId};
 
 use crate::connection::{ClusterArguments, Scope};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
@@ -89,7 +90,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         note("`[[processes.NAME.volumes]]` in a manifest makes some");
     }
     if arguments.format.format == Format::Json {
-        return output::json(&volumes);
+        return output::json(json_shapes::VOLUMES, &volumes);
     }
     if volumes.is_empty() {
         return Ok(());
@@ -135,7 +136,7 @@ async fn delete(arguments: DeleteArguments) -> Result<(), Failure> {
     }
     delete_and_wait(&client, &wanted).await?;
     if arguments.format.format == Format::Json {
-        return output::json(&wanted);
+        return output::json(json_shapes::VOLUMES_DELETED, &wanted.into_iter().collect());
     }
     note(match wanted.len() {
         1 => "the volume is gone".to_owned(),

@@ -10,6 +10,7 @@ use model::{AppName, EnvName};
 use super::events;
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, one_line};
 use crate::units::rfc3339;
 
@@ -48,7 +49,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let why = client.why(&query).await?;
     match arguments.format.format {
-        Format::Json => output::json(&why),
+        Format::Json => output::json(json_shapes::WHY, &why),
         Format::Text => Ok(output::write(&text(&why))?),
     }
 }

@@ -1,11 +1,13 @@
 //! What `platform doctor` found of one thing.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// How much it matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Severity {
+pub(crate) enum Severity {
+    /// Nothing is missing.
     Ok,
     /// The roles run without it, slower or less safe.
     Warning,
@@ -24,10 +26,13 @@ impl Severity {
 }
 
 /// What was found of one thing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Finding {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub(crate) struct Finding {
+    /// What was checked.
     pub(super) check: &'static str,
+    /// How much it matters.
     pub(super) severity: Severity,
+    /// What was found.
     pub(super) found: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]

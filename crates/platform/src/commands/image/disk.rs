@@ -14,11 +14,12 @@ use model::Digest;
 use oci::{ImageLimits, LayerFile, LocalImage, Platform};
 use registry::{BlobCache, FetchEvent};
 use root_disk::BuiltDisk;
-use serde::Serialize;
 
 use super::{ImageName, REFERENCES};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, note, one_line};
+use crate::printed::RootDiskReport;
 use crate::registry_access::RegistryArguments;
 use crate::units;
 
@@ -44,26 +45,6 @@ pub(crate) struct Arguments {
     registries: RegistryArguments,
     #[command(flatten)]
     format: FormatArguments,
-}
-
-/// The output.
-#[derive(Debug, Serialize)]
-struct Report {
-    reference: String,
-    /// Digest of the index or manifest that the reference names.
-    image_digest: Digest,
-    /// Digest of the manifest of the image that was built.
-    resolved_digest: Digest,
-    platform: String,
-    output: PathBuf,
-    /// Size of the disk with its holes.
-    size_bytes: u64,
-    /// Checksum of the disk.
-    sha256: Digest,
-    /// Time of the whole command.
-    seconds: f64,
-    fetch_seconds: f64,
-    build_seconds: f64,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -102,7 +83,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let seconds = begun.elapsed().as_secs_f64();
     print(
-        &Report {
+        &RootDiskReport {
             reference: arguments.image.to_string(),
             image_digest: fetched.ref_digest,
             resolved_digest: fetched.image.digest,
@@ -193,9 +174,9 @@ async fn build(image: &LocalImage, work: &Path, output: &Path) -> Result<BuiltDi
     Ok(built??)
 }
 
-fn print(report: &Report, format: Format) -> Result<(), Failure> {
+fn print(report: &RootDiskReport, format: Format) -> Result<(), Failure> {
     if format == Format::Json {
-        return output::json(report);
+        return output::json(json_shapes::ROOT_DISK, report);
     }
     output::line(format!("image digest     {}", report.image_digest))?;
     output::line(format!(

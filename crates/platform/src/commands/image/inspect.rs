@@ -2,17 +2,15 @@
 
 // ring: the two commands on an image share how its name is given.
 
-use std::collections::BTreeMap;
-
 use clap::Args;
-use model::Digest;
 use model::image::ImageConfig;
 use oci::{ImageDescription, ImageLimits, Platform, Resolved};
-use serde::Serialize;
 
 use super::{ImageName, REFERENCES};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, one_line};
+use crate::printed::{DescribedImage, ImageLayer, InspectedImage, OfferedImage};
 use crate::registry_access::RegistryArguments;
 use crate::units;
 
@@ -32,40 +30,6 @@ pub(crate) struct Arguments {
     format: FormatArguments,
 }
 
-/// The output as JSON.
-#[derive(Debug, Serialize)]
-struct Inspected<'a> {
-    reference: String,
-    digest: &'a Digest,
-    is_index: bool,
-    /// Every Linux image of the reference, in the index's order.
-    platforms: Vec<Offered<'a>>,
-    /// The requested images, by architecture and variant.
-    images: BTreeMap<&'a str, Described<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct Offered<'a> {
-    platform: String,
-    digest: &'a Digest,
-}
-
-#[derive(Debug, Serialize)]
-struct Described<'a> {
-    digest: &'a Digest,
-    size_bytes: u64,
-    config: &'a ImageConfig,
-    layers: Vec<Layer<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct Layer<'a> {
-    digest: &'a Digest,
-    size_bytes: u64,
-    compression: String,
-    diff_id: &'a Digest,
-}
-
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let wanted: Vec<Platform> = arguments.platform.into_iter().collect();
     let reference = arguments.image.to_string();
@@ -80,7 +44,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     };
     if arguments.format.format == Format::Json {
-        return output::json(&inspected(reference, &resolved));
+        return output::json(json_shapes::IMAGE, &inspected(reference, &resolved));
     }
     output::line(format!("reference  {reference}"))?;
     let kind = if resolved.is_index {
@@ -122,34 +86,34 @@ fn shown(resolved: &Resolved) -> Option<(&String, &ImageDescription)> {
     own.or_else(|| images.next())
 }
 
-fn inspected(reference: String, resolved: &Resolved) -> Inspected<'_> {
+fn inspected(reference: String, resolved: &Resolved) -> InspectedImage {
     let offered = resolved.offered.iter();
     let images = resolved.images.iter();
-    Inspected {
+    InspectedImage {
         reference,
-        digest: &resolved.ref_digest,
+        digest: resolved.ref_digest.clone(),
         is_index: resolved.is_index,
         platforms: offered
-            .map(|(platform, digest)| Offered {
+            .map(|(platform, digest)| OfferedImage {
                 platform: platform.to_string(),
-                digest,
+                digest: digest.clone(),
             })
             .collect(),
         images: images
             .map(|(key, image)| {
-                let layers = image.layers.iter().map(|layer| Layer {
-                    digest: &layer.digest,
+                let layers = image.layers.iter().map(|layer| ImageLayer {
+                    digest: layer.digest.clone(),
                     size_bytes: layer.size,
                     compression: layer.compression.to_string(),
-                    diff_id: &layer.diff_id,
+                    diff_id: layer.diff_id.clone(),
                 });
-                let described = Described {
-                    digest: &image.digest,
+                let described = DescribedImage {
+                    digest: image.digest.clone(),
                     size_bytes: image.size_bytes,
-                    config: &image.config,
+                    config: image.config.clone(),
                     layers: layers.collect(),
                 };
-                (key.as_str(), described)
+                (key.clone(), described)
             })
             .collect(),
     }

@@ -13,6 +13,7 @@ use model::NodeId;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
 
 const EXAMPLES: &str = "\
@@ -51,7 +52,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     let diagnosis = client.diagnose_network(&request).await?;
     if is_json {
-        output::json(&diagnosis)?;
+        output::json(json_shapes::DIAGNOSIS, &diagnosis)?;
     } else {
         print(&diagnosis)?;
     }
