@@ -110,6 +110,7 @@ bench: dist ## Measure what we promise of boots, logs, root disks, the edge and 
 	for image in tools modules; do examples/images.sh $$image; done | tee target/bench-images.txt
 	mapfile -t images <target/bench-images.txt
 	cargo run --profile dist -p root-disk --example bench -- "$${images[@]}"
+	demo/install.sh bench
 	cargo run --profile dist -p edge-proxy --example bench
 	cargo test --profile dist -p resolver --test bench -- --ignored --nocapture
 	cargo test --profile dist -p scheduler -- --ignored --nocapture

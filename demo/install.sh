@@ -30,6 +30,9 @@ packages+=(python3 python3-venv)
 # The clients of the edge. The compiler of the JDK runs a program from its source, which the JRE cannot.
 client_packages=(curl haproxy nghttp2-client openjdk-17-jdk-headless openssl testssl.sh wrk python3 python3-venv)
 
+# What `make bench` measures the edge beside, and what asks over HTTP/2.
+bench_packages=(haproxy nginx nghttp2-client)
+
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
 vsock_device_version=0.3.0
 tools=$top/target/tools
@@ -46,6 +49,11 @@ autobahn=$tools/autobahn
 client_checks=$top/crates/edge-proxy/clients
 
 main() {
+    if [ "${1:-}" = bench ]; then
+        packages=("${bench_packages[@]}")
+        install_packages
+        return
+    fi
     if [ "${1:-}" = clients ]; then
         packages=("${client_packages[@]}")
         install_packages
@@ -114,6 +122,10 @@ install_packages() {
     case " ${missing[*]} " in
         *" haproxy "*)
             if [ -d /run/systemd/system ]; then systemctl --quiet disable haproxy.service || true; fi ;;
+    esac
+    case " ${missing[*]} " in
+        *" nginx "*)
+            if [ -d /run/systemd/system ]; then systemctl --quiet disable nginx.service || true; fi ;;
     esac
 }
 
