@@ -52,9 +52,13 @@ die() {
 
 # Shows a command as you would type it, then runs it.
 show() {
-    local shown=("${@/#$top\/}")
-    [ "$1" != cli ] || shown[0]=platform
-    printf '%s\n' "${faint}\$ ${shown[*]}${plain}" >&2
+    local shown='' word
+    for word in "${@/#$top\/}"; do
+        [[ $word =~ ^[A-Za-z0-9_./:@=,%+-]+$ ]] || word=${word@Q}
+        shown+=" $word"
+    done
+    [ "$1" != cli ] || shown=" platform${shown# cli}"
+    printf '%s\n' "${faint}\$$shown${plain}" >&2
     "$@"
 }
 

@@ -193,27 +193,30 @@ served_by() {
 }
 page_of_each_node() { [ "$(served_by | sort -u | wc -l)" -eq "$nodes" ]; }
 
-# in_worker ENV COMMAND: runs it in that env's worker.
-in_worker() { cli exec --app hello --env "$1" --process worker -- sh -c "$2"; }
+# in_worker ENV COMMAND: shows it, and runs it in that env's worker.
+in_worker() { show cli exec --app hello --env "$1" --process worker -- sh -c "$2"; }
+
+# addresses: those of `web`, as its worker is told them.
+addresses() { in_worker prod 'nslookup web' 2>/dev/null | sed -n 's/^Address: \(fd[0-9a-f:]*\).*/\1/p'; }
 
 # get ADDRESS: what asks an instance for its page, in an image that has little.
 get() { printf '%s' "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 $1 8080 | grep '^node'"; }
 
 names() {
-    show in_worker prod 'nslookup web' || die "the worker does not find its neighbours"
-    show in_worker prod "$(get web)" || die "the worker does not reach its neighbours by their name"
+    in_worker prod 'nslookup web' || die "the worker does not find its neighbours"
+    in_worker prod "$(get web)" || die "the worker does not reach its neighbours by their name"
     local address
-    for address in $(in_worker prod 'nslookup web' | sed -n 's/^Address: \(fd[0-9a-f:]*\).*/\1/p'); do
-        show in_worker prod "$(get "$address")" || die "the worker does not reach $address"
+    for address in $(addresses); do
+        in_worker prod "$(get "$address")" || die "the worker does not reach $address"
     done
 }
 
 isolation() {
     local address
-    address=$(in_worker prod 'nslookup web' | sed -n 's/^Address: \(fd[0-9a-f:]*\).*/\1/p' | head -n 1)
+    address=$(addresses | head -n 1)
     say "an instance of env prod: $address"
-    if show in_worker other 'nslookup web.prod.hello.internal'; then die "the other env finds names that are not its own"; fi
-    if show in_worker other "$(get "$address")"; then die "the other env reaches an instance that is not its own"; fi
+    if in_worker other 'nslookup web.prod.hello.internal'; then die "the other env finds names that are not its own"; fi
+    if in_worker other "$(get "$address")"; then die "the other env reaches an instance that is not its own"; fi
     say "${green}as it is to be${plain}: no name, no packet"
 }
 

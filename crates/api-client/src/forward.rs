@@ -141,6 +141,6 @@ fn stalled() -> ForwardFailure {
 fn cut() -> ForwardFailure {
     ForwardFailure::new(
         ForwardFailureKind::Reset,
-        "the stream was cut: was the server or the node's agent restarted?",
+        "the stream was cut: was the server or the node's agent restarted, or your token revoked?",
     )
 }

@@ -96,7 +96,7 @@ impl fmt::Debug for ExternalAccount {
     }
 }
 
-/// PUT `paths::ACME`: hosts that are routed get certificates by ACME from now on.
+/// PUT [`crate::paths::ACME`]: hosts that are routed get certificates by ACME from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcmeRequest {
@@ -127,7 +127,7 @@ pub struct AcmeRequest {
     pub orders_per_hour: Option<u32>,
 }
 
-/// GET `paths::ACME`: whether certificates are ordered, and how it goes.
+/// GET [`crate::paths::ACME`]: whether certificates are ordered, and how it goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AcmeStatus {
     /// What was set; absent: nothing is ordered.
@@ -196,7 +196,7 @@ pub struct AcmeNameRow {
     pub next_at: Option<Timestamp>,
 }
 
-/// The query of POST `paths::ACME_RETRY`.
+/// The query of POST [`crate::paths::ACME_RETRY`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AcmeRetryQuery {

@@ -25,7 +25,7 @@ pub fn is_certificate_name(name: &str) -> bool {
         && rest.bytes().all(is_good)
 }
 
-/// POST `paths::CERTIFICATES`. One of the same name is replaced.
+/// POST [`crate::paths::CERTIFICATES`]. One of the same name is replaced.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddCertificateRequest {
@@ -89,7 +89,7 @@ pub struct CertificateRow {
     pub failure: Option<String>,
 }
 
-/// The query of DELETE `paths::CERTIFICATES`.
+/// The query of DELETE [`crate::paths::CERTIFICATES`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateQuery {
@@ -97,7 +97,7 @@ pub struct CertificateQuery {
     pub name: String,
 }
 
-/// GET `paths::INGRESS_CA`: the CA of the hosts that have no certificate of their own.
+/// GET [`crate::paths::INGRESS_CA`]: the CA of the hosts that have no certificate of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IngressCaRow {
     /// Its certificate, PEM.

@@ -287,7 +287,7 @@ pub struct HttpChallenge {
     pub key_authorization: String,
 }
 
-/// POST `paths::EDGE_HOST_CERTIFICATE`: a certificate of the ingress CA for a host that a route leads from.
+/// POST [`crate::paths::EDGE_HOST_CERTIFICATE`]: a certificate of the ingress CA for a host that a route leads from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCertificateRequest {
     /// The host, lowercase.

@@ -67,7 +67,7 @@ pub struct Hardware {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<NodeDisk>,
     /// What one instance costs beside what its spec asks for; absent from an agent that does not say:
-    /// then it is [`InstanceOverhead::UNREPORTED`].
+    /// then it is what agents of before need ([`InstanceOverhead::UNREPORTED`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead: Option<InstanceOverhead>,
 }

@@ -6,6 +6,7 @@
 //! Deliberately absent: calls of machines, which are between versions of this program.
 
 mod calls;
+mod names;
 
 use std::collections::BTreeSet;
 
@@ -463,7 +464,7 @@ pub fn tidy(value: &mut Value) {
     }
 }
 
-/// A text without Markdown's brackets of links to Rust's items, on one line.
+/// A text without Markdown's brackets of links to Rust's items, and with what the items are in place of their names, on one line.
 fn without_links(text: &str) -> String {
     let mut rest = text;
     let mut plain = String::with_capacity(text.len());
@@ -472,7 +473,7 @@ fn without_links(text: &str) -> String {
             break;
         };
         plain.push_str(before);
-        plain.push_str(name);
+        plain.push_str(&names::meaning(name));
         rest = match after
             .strip_prefix('(')
             .and_then(|target| target.split_once(')'))

@@ -195,8 +195,13 @@ impl From<NotCommitted> for ApiFailure {
         if let Some(error) = error.ends_the_term() {
             return Self::term_is_over(error);
         }
-        let failure = Self::internal(&error);
-        error.hint().into_iter().fold(failure, Self::hint)
+        let Some(hint) = error.hint() else {
+            return Self::internal(&error);
+        };
+        // The database's disk is full, or somebody else has it locked.
+        let cause = display::chain(&error);
+        tracing::error!(%cause, "the store cannot write");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_failed", cause).hint(hint)
     }
 }
 
@@ -206,10 +211,15 @@ pub(crate) const UNREADABLE_HINT: &str = "start a server that is at least as new
 
 impl From<Refused> for ApiFailure {
     fn from(refused: Refused) -> Self {
-        let failure = Self::conflict("refused", refused.to_string());
+        let text = refused.to_string();
         match refused {
-            Refused::EnvFrozen { .. } => failure.hint(UNREADABLE_HINT),
-            _ => failure,
+            Refused::EnvFrozen { .. } => Self::conflict("refused", text).hint(UNREADABLE_HINT),
+            Refused::TooManyEnvs(_) => Self::refused("too_many_envs", text)
+                .hint("`platform destroy` and `platform secrets delete` end what is not needed"),
+            Refused::TooManyBundles(_) => Self::refused("too_many_bundles", text).hint(
+                "`platform secrets delete` removes one that is not needed; a bundle has many files",
+            ),
+            _ => Self::conflict("refused", text),
         }
     }
 }

@@ -27,7 +27,11 @@ async fn case_the_ca_is_replaced_with_a_node_away_and_nobody_is_locked_out() {
         name: "box".to_owned(),
         region: "home".to_owned(),
         hardware: hardware(),
-        underlay: membership::UnderlayOptions::default(),
+        // Not the usual port: a cluster of this machine may have it.
+        underlay: membership::UnderlayOptions {
+            port: 40_010,
+            advertise: None,
+        },
     };
     let joined = Membership::load_or_join(&node_dir, &applicant)
         .await

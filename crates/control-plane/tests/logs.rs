@@ -88,6 +88,39 @@ async fn two_instances(server: &Server, registry: &Registry) -> (EnvKey, Joined,
     (key, node, ids)
 }
 
+/// `-n 0` leaves out the past: all that an instance says which comes later is news.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_without_the_past_gets_the_first_lines_of_what_comes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (key, node, ids) = two_instances(&server, &registry).await;
+    let query = LogsQuery {
+        follow: true,
+        tail: Some(0),
+        ..LogsQuery::default()
+    };
+    let reader = server.user.logs(&key, &query).await.unwrap();
+    let (stream, wanted) = asked(&node.client).await;
+    assert_eq!((wanted.instances.len(), wanted.tail), (2, 0));
+    let client = node.client.clone();
+    let sending = tokio::spawn(async move {
+        let silent = futures_util::stream::pending::<Result<Bytes, Infallible>>();
+        client.open_stream(&stream, silent).await
+    });
+    let web = "web".parse().unwrap();
+    let scale = ScaleRequest {
+        processes: [(web, 3)].into(),
+    };
+    server.user.scale(&key, &scale).await.unwrap();
+    let (_, wanted) = asked(&node.client).await;
+    assert_eq!(wanted.instances.len(), 1);
+    assert!(!ids.contains(&wanted.instances[0]));
+    assert_eq!((wanted.tail, wanted.since), (10_000, None));
+    drop(reader);
+    sending.abort();
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_come_through_and_the_reader_ends_it() {
     let folder = tempfile::tempdir().unwrap();

@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 
 use crate::balance::Upstream;
 use crate::buffer::Buffer;
-use crate::http2::{BackendStream, SharedConnections};
-use crate::limits::{CONNECT_TIMEOUT, MAX_IDLE_AGE, MAX_IDLE_PER_BACKEND};
+use crate::http2::{BackendStream, NoStream, SharedConnections};
+use crate::limits::{CONNECT_TIMEOUT, MAX_IDLE_AGE, MAX_IDLE_PER_BACKEND, QUEUE_TIMEOUT};
 use crate::socket;
 
 /// Idle connections.
@@ -37,6 +37,11 @@ pub(crate) enum ConnectError {
     TimedOut,
     #[error("{0}")]
     Refused(#[from] io::Error),
+    #[error(
+        "it allows no more requests at once (SETTINGS_MAX_CONCURRENT_STREAMS), and none ended within {} s",
+        QUEUE_TIMEOUT.as_secs()
+    )]
+    Full,
 }
 
 /// A connection to a backend. It belongs to one client's connection while a request of it, or the next, uses it.
@@ -111,18 +116,22 @@ impl Backends {
         })
     }
 
-    /// One for a single request to a backend that speaks HTTP/2: a stream of a connection that all clients share.
+    /// One for a single request to a backend that speaks HTTP/2: a stream of a connection that all clients share. Room on one is waited for until then.
     pub(crate) async fn connect_http2(
         &self,
         upstream: &Arc<Upstream>,
+        until: tokio::time::Instant,
     ) -> Result<BackendConnection, ConnectError> {
         let address = upstream.address;
-        let opening = tokio::time::timeout(CONNECT_TIMEOUT, self.shared.open(address));
-        let opened = match opening.await {
-            Ok(opened) => opened.map_err(ConnectError::from),
-            Err(_) => Err(ConnectError::TimedOut),
-        };
-        note(upstream, opened.is_ok());
+        let opened = self.shared.open(address, until).await;
+        let opened = opened.map_err(|error| match error {
+            NoStream::Broken(error) => ConnectError::Refused(error),
+            NoStream::TimedOut => ConnectError::TimedOut,
+            NoStream::Full => ConnectError::Full,
+        });
+        // One that is full can be reached.
+        let could = matches!(opened, Ok(_) | Err(ConnectError::Full));
+        note(upstream, could);
         Ok(BackendConnection {
             stream: opened?,
             address,

@@ -5,14 +5,36 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use crate::buffer::Buffer;
 use crate::limits::BUFFER_BYTES;
+use crate::socket;
 
-/// Any stream of bytes both ways: plain TCP, or TLS.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A stream of bytes both ways: plain TCP, TLS, or what has the form of one.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Whether it is closed by a reset from now on, as what is not whole. One that tells the end of each message by itself has no use for that.
+    fn reset_at_close(&self, resets: bool);
+}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+impl Stream for TcpStream {
+    fn reset_at_close(&self, resets: bool) {
+        socket::reset_at_close(self, resets);
+    }
+}
+
+/// Boxed: it is larger than all else of a connection, and moves on its way.
+impl Stream for Box<TlsStream<TcpStream>> {
+    fn reset_at_close(&self, resets: bool) {
+        socket::reset_at_close(self.get_ref().0, resets);
+    }
+}
+
+#[cfg(test)]
+impl Stream for tokio::io::DuplexStream {
+    fn reset_at_close(&self, _: bool) {}
+}
 
 #[derive(Debug)]
 pub(crate) struct Client<S> {

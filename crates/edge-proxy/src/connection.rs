@@ -59,65 +59,55 @@ enum Next {
     Ended,
 }
 
-/// Serves a client until its connection ends; after `shutdown` until the request in flight is answered. Gives the connection back where the client
-/// begins it with the preface of HTTP/2.
-pub(crate) async fn serve<S: Stream>(
-    edge: Arc<Edge>,
-    stream: S,
-    ends: Ends,
-    shutdown: CancellationToken,
-) -> Option<Client<S>> {
-    let taken = Taken::of(&edge, ends.client.ip());
-    serve_with(edge, stream, ends, taken, shutdown).await
-}
-
 /// What a client's connection, or its stream, takes of the client's share.
 #[derive(Debug)]
 pub(crate) enum Taken {
     /// A trusted proxy has any number.
     Nothing,
     One(#[expect(dead_code, reason = "it is given back when this is dropped")] Share),
-    /// The client has all that it may have.
-    Refused,
 }
 
 impl Taken {
-    pub(crate) fn of(edge: &Edge, client: IpAddr) -> Self {
+    /// `None`: the client has all that it may have.
+    pub(crate) fn of(edge: &Edge, client: IpAddr) -> Option<Self> {
         let client = client.to_canonical();
         if edge.trusted_proxies.contains(client) {
-            return Self::Nothing;
+            return Some(Self::Nothing);
         }
-        edge.shares.take(client).map_or(Self::Refused, Self::One)
+        edge.shares.take(client).map(Self::One)
     }
 }
 
-/// [`serve`] with what it counts for.
-pub(crate) async fn serve_with<S: Stream>(
+/// Serves a client until its connection ends; after `shutdown` until the request in flight is answered. Gives the connection back, with what it takes of the
+/// client's share, where the client begins it with the preface of HTTP/2.
+pub(crate) async fn serve<S: Stream>(
     edge: Arc<Edge>,
     stream: S,
     ends: Ends,
     taken: Taken,
     shutdown: CancellationToken,
-) -> Option<Client<S>> {
-    let peer = ends.client.ip().to_canonical();
+) -> Option<(Client<S>, Taken)> {
     let is_trusted = matches!(taken, Taken::Nothing);
-    let timer = Timer::new(Instant::now() + HEAD_READ_TIMEOUT);
-    let mut connection = Connection {
-        edge,
-        ends,
-        is_trusted,
-        peer: peer.to_string(),
-        session: Session::new(Client::new(stream), timer),
-    };
-    if matches!(taken, Taken::Refused) {
-        connection.refuse_share().await;
-        return None;
-    }
+    let mut connection = Connection::new(edge, stream, ends, is_trusted);
     let ended = connection.serve(&shutdown).await;
     if let Some(held) = connection.session.held.take() {
         connection.edge.release(held);
     }
-    (ended == Served::SpeaksHttp2).then_some(connection.session.client)
+    (ended == Served::SpeaksHttp2).then_some((connection.session.client, taken))
+}
+
+/// Tells a client that it has as many connections as it may have. It has no right to a place, so only some of those are waited for that still send
+/// something, and may not see why they are refused.
+pub(crate) async fn refuse<S: Stream>(edge: Arc<Edge>, stream: S, ends: Ends) {
+    tracing::debug!(client = %ends.client, "a client has as many connections as it may have");
+    let place = edge.refused.try_acquire();
+    let mut connection = Connection::new(Arc::clone(&edge), stream, ends, false);
+    if place.is_ok() {
+        let told = connection.tell_refused(true);
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, told).await;
+    } else {
+        connection.tell_refused(false).await;
+    }
 }
 
 /// How a connection went.
@@ -129,8 +119,21 @@ enum Served {
 }
 
 impl<S: Stream> Connection<S> {
+    fn new(edge: Arc<Edge>, stream: S, ends: Ends, is_trusted: bool) -> Self {
+        let peer = ends.client.ip().to_canonical().to_string();
+        let timer = Timer::new(Instant::now() + HEAD_READ_TIMEOUT);
+        Self {
+            edge,
+            ends,
+            is_trusted,
+            peer,
+            session: Session::new(Client::new(stream), timer),
+        }
+    }
+
     async fn serve(&mut self, shutdown: &CancellationToken) -> Served {
-        let mut ending = pin!(shutdown.cancelled());
+        let edge = Arc::clone(&self.edge);
+        let mut ending = pin!(edge.closes_idle(shutdown));
         let mut is_first = true;
         loop {
             let after = match self.next(ending.as_mut(), is_first).await {
@@ -258,15 +261,18 @@ impl<S: Stream> Connection<S> {
         after
     }
 
-    /// Finds out who the client is, and under which id the request is in the log.
+    /// Finds out who the client is, by what it came, and under which id the request is in the log.
     fn name_client(&mut self, length: usize) {
         let Session {
             client,
             request,
             request_id,
             client_address,
+            behind,
+            scheme,
             ..
         } = &mut self.session;
+        *scheme = self.ends.scheme;
         if !self.is_trusted {
             answer::write_request_id(request_id);
             if client_address.is_empty() {
@@ -287,8 +293,11 @@ impl<S: Stream> Connection<S> {
             None => answer::write_request_id(request_id),
         }
         let trusted = &self.edge.trusted_proxies;
-        let named: Option<IpAddr> = trusted.client_of(request.values(Name::XForwardedFor, bytes));
-        *client_address = named.map_or_else(|| self.peer.clone(), |named| named.to_string());
+        let named = trusted.client_of(request.values(Name::XForwardedFor, bytes));
+        *behind = named.map_or(0, |(_, behind)| behind);
+        *client_address = named.map_or_else(|| self.peer.clone(), |(named, _)| named.to_string());
+        let said = request.said(Name::XForwardedProto, bytes, *behind);
+        *scheme = https_policy::scheme(self.ends.scheme, said);
     }
 
     async fn route(&mut self, length: usize, asked: Asked, summary: &mut Summary) -> After {
@@ -354,30 +363,20 @@ impl<S: Stream> Connection<S> {
         self.write_out(closes).await
     }
 
-    /// What a trusted proxy says of how the client came.
-    fn forwarded_proto(&self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let request = &self.session.request;
-        let said = self
-            .is_trusted
-            .then(|| request.values(Name::XForwardedProto, bytes).next());
-        said.flatten().map(<[u8]>::to_vec)
-    }
-
     /// The answer to a request in plain HTTP that is to come by HTTPS.
-    fn redirect(&mut self, to: &HostRoute, length: usize) -> Option<Answer> {
-        let bytes = &self.session.client.buffer.data()[..length];
-        let of_proxy = self.forwarded_proto(bytes);
-        let scheme = https_policy::scheme(self.ends.scheme, of_proxy.as_deref());
-        self.session.scheme = scheme;
-        let request = &self.session.request;
+    fn redirect(&self, to: &HostRoute, length: usize) -> Option<Answer> {
+        let session = &self.session;
+        let bytes = &session.client.buffer.data()[..length];
+        let request = &session.request;
+        let said = request.said(Name::XForwardedProto, bytes, session.behind);
         let path = match request.target {
             Target::Path(path) => path.of(bytes),
             Target::Server => b"/",
         };
         let plain = Plain {
-            scheme,
-            by_proxy: of_proxy.is_some(),
-            host: &self.session.host,
+            scheme: session.scheme,
+            by_proxy: self.is_trusted && said.is_some(),
+            host: &session.host,
             path,
         };
         let url = https_policy::redirect(self.edge.https.get(), &to.route.settings, plain)?;
@@ -419,6 +418,7 @@ impl<S: Stream> Connection<S> {
                 client: &session.client_address,
                 scheme: self.ends.scheme.as_str(),
                 is_trusted: self.is_trusted,
+                behind: session.behind,
                 request_id: &session.request_id,
             };
             write_request(&mut session.to_backend, &session.request, bytes, made);
@@ -433,6 +433,7 @@ impl<S: Stream> Connection<S> {
                 session,
                 summary,
                 cookie: None,
+                room_until: None,
             };
             match request.forward().await {
                 Forwarded::Answered(after) => return after,
@@ -476,6 +477,7 @@ impl<S: Stream> Connection<S> {
         self.edge.metrics.unrouted(Unrouted::BadRequest);
         answer::write_request_id(&mut self.session.request_id);
         self.session.client_address.clone_from(&self.peer);
+        self.session.scheme = self.ends.scheme;
         let mut summary = Summary {
             error: Some(refusal.to_string()),
             ..Summary::default()
@@ -487,13 +489,26 @@ impl<S: Stream> Connection<S> {
         after
     }
 
-    async fn refuse_share(&mut self) {
-        tracing::debug!(client = %self.ends.client, "a client has as many connections as it may have");
-        answer::write_request_id(&mut self.session.request_id);
+    /// With `waits` for what it still sends. Without, it is told in the edge's own words, which are few: nothing is waited for to write them.
+    async fn tell_refused(&mut self, waits: bool) {
         let answer = Answer::client_has_its_share();
-        self.respond(&answer, None, false, &mut Summary::default())
-            .await;
-        self.linger().await;
+        let page = self.edge.error_pages.of(answer.status.as_u16());
+        let session = &mut self.session;
+        answer::write_request_id(&mut session.request_id);
+        let form = Form {
+            page: page.as_deref().filter(|_| waits),
+            ..form(None, true, &session.request_id)
+        };
+        answer::write(&mut session.to_client, &answer, form);
+        self.write_out(true).await;
+        if waits {
+            self.linger().await;
+        } else {
+            self.shutdown().await;
+            let client = &mut self.session.client;
+            // What has come already makes no reset of the end.
+            poll_fn(|context| Poll::Ready(poll_discard(client, context).is_ready())).await;
+        }
     }
 
     /// Answers by itself. With `is_whole` all of the request was read.
@@ -570,16 +585,7 @@ impl<S: Stream> Connection<S> {
     async fn linger(&mut self) {
         self.shutdown().await;
         let client = &mut self.session.client;
-        let read = poll_fn(|context| {
-            loop {
-                client.buffer.clear();
-                match client.poll_read(context, BUFFER_BYTES) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-        });
+        let read = poll_fn(|context| poll_discard(client, context));
         let _ = tokio::time::timeout(LINGER_TIMEOUT, read).await;
     }
 
@@ -605,7 +611,7 @@ impl<S: Stream> Connection<S> {
             time: crate::access_log::before(took),
             request_id: &session.request_id,
             client: &session.client_address,
-            scheme: self.ends.scheme.as_str(),
+            scheme: session.scheme.as_str(),
             method: &summary.method,
             host: &session.host,
             path: &summary.path,
@@ -654,6 +660,18 @@ fn form(asked: Option<Asked>, closes: bool, request_id: &str) -> Form<'_> {
         closes,
         request_id,
         page: None,
+    }
+}
+
+/// Reads what comes, for nobody. Ready: nothing more comes.
+fn poll_discard<S: Stream>(client: &mut Client<S>, context: &mut Context<'_>) -> Poll<()> {
+    loop {
+        client.buffer.clear();
+        match client.poll_read(context, BUFFER_BYTES) {
+            Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Pending => return Poll::Pending,
+        }
     }
 }
 

@@ -2,15 +2,18 @@
 //! the id under which the request is in the log.
 //!
 //! The folder is looked at every few seconds, and read again when it changed. A page that cannot be used is named in the log, and the edge's own text is
-//! in its place.
+//! in its place. Pages are files of the folder: a link may lead to what is not for the public, and who opens a FIFO or a device may wait for ever.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::{File, FileType, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use blocking_work::blocking;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::limits::{ERROR_PAGES_LOOK, MAX_ERROR_PAGE_BYTES};
 
@@ -38,11 +41,26 @@ impl Page {
 #[derive(Debug, Default)]
 pub(crate) struct ErrorPages(RwLock<BTreeMap<String, Arc<Page>>>);
 
-/// A file as it was seen: its length, and when it was changed.
-type Seen = (u64, Option<SystemTime>);
+/// A file as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    kind: FileType,
+    length: u64,
+    changed: Option<SystemTime>,
+}
+
+impl Seen {
+    fn of(file: &Metadata) -> Self {
+        Self {
+            kind: file.file_type(),
+            length: file.len(),
+            changed: file.modified().ok(),
+        }
+    }
+}
 
 /// What a folder has.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Folder {
     seen: BTreeMap<String, Seen>,
     pages: BTreeMap<String, Arc<Page>>,
@@ -104,16 +122,16 @@ fn read_changed(path: &Path, known: BTreeMap<String, Seen>) -> io::Result<Change
     read(path).map(Changed::To)
 }
 
-/// The files of a folder that are pages.
+/// What a folder has under names of pages, whatever it is. Links are not followed.
 fn look(path: &Path) -> io::Result<BTreeMap<String, Seen>> {
     let mut seen = BTreeMap::new();
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_page(&name)
-            && let Ok(file) = std::fs::metadata(entry.path())
+            && let Ok(file) = entry.metadata()
         {
-            seen.insert(name, (file.len(), file.modified().ok()));
+            seen.insert(name, Seen::of(&file));
         }
     }
     Ok(seen)
@@ -134,21 +152,51 @@ pub(crate) fn read(path: &Path) -> io::Result<Folder> {
         seen: look(path)?,
         ..Folder::default()
     };
-    for (name, (length, _)) in &folder.seen {
+    for (name, seen) in &folder.seen {
         let file = path.join(name);
-        let text = if *length > MAX_ERROR_PAGE_BYTES {
-            Err(format!("it has more than {MAX_ERROR_PAGE_BYTES} bytes"))
-        } else {
-            std::fs::read_to_string(&file).map_err(|error| error.to_string())
-        };
-        match text {
+        match read_page(&file, seen.kind) {
             Ok(text) => drop(folder.pages.insert(name.clone(), Arc::new(Page::of(&text)))),
             Err(error) => {
+                let error = error.to_string();
                 tracing::warn!(path = %file.display(), error, "cannot use an error page");
             }
         }
     }
     Ok(folder)
+}
+
+/// Reads a file that was seen to be of this kind. What is none is not opened: that may wait, or change something. Whatever is in its place when it is opened, no
+/// link is followed, and nobody is waited for.
+fn read_page(path: &Path, kind: FileType) -> io::Result<String> {
+    if !kind.is_file() {
+        return Err(no_file(kind));
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(openat(CWD, path, flags | OFlags::NOCTTY, Mode::empty())?);
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() {
+        return Err(no_file(kind));
+    }
+    let mut text = Vec::new();
+    // One byte more shows that there are too many.
+    file.take(MAX_ERROR_PAGE_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_ERROR_PAGE_BYTES {
+        let error = format!("it has more than {MAX_ERROR_PAGE_BYTES} bytes");
+        return Err(io::Error::other(error));
+    }
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+fn no_file(kind: FileType) -> io::Error {
+    io::Error::other(if kind.is_symlink() {
+        "it is a link, which is not followed"
+    } else if kind.is_dir() {
+        "it is a folder, and no file"
+    } else if kind.is_fifo() || kind.is_socket() {
+        "it is a pipe or a socket, and no file"
+    } else {
+        "it is a device, and no file"
+    })
 }
 
 #[cfg(test)]
@@ -196,5 +244,45 @@ mod tests {
         pages.set(&folder);
         assert_eq!(text(504).unwrap(), "late");
         assert!(read(&dir.path().join("none")).is_err());
+    }
+
+    /// A folder with what an app of the operator's, or somebody else, may have put there.
+    #[test]
+    fn what_is_no_file_of_the_folder_is_no_page_and_is_named_in_the_log() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("400.html"), "own").unwrap();
+        let secret = outside.path().join("key.pem");
+        std::fs::write(&secret, "secret").unwrap();
+        std::os::unix::fs::symlink(&secret, at("404.html")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("405.html")).unwrap();
+        mknodat(CWD, at("500.html"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+        std::fs::create_dir(at("501.html")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("502.html")).unwrap();
+        // It is read apart: who waits for a FIFO waits for ever.
+        let (told, come) = std::sync::mpsc::channel();
+        let path = dir.path().to_owned();
+        std::thread::spawn(move || {
+            let (log, _guard) = crate::tests::logged();
+            let folder = read(&path).unwrap();
+            let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+            told.send((folder, log)).unwrap();
+        });
+        let (folder, log) = come
+            .recv_timeout(std::time::Duration::from_secs(10))
+            .unwrap();
+        assert_eq!(folder.pages.keys().collect::<Vec<_>>(), ["400.html"]);
+        for name in ["404.html", "405.html", "500.html", "501.html", "502.html"] {
+            let line = log.lines().find(|line| line.contains(name));
+            assert!(
+                line.is_some_and(|line| line.contains("WARN")),
+                "{name}: {log}"
+            );
+        }
+        // It is not read, and named, again as long as it is the same.
+        let changed = read_changed(dir.path(), folder.seen).unwrap();
+        assert!(matches!(changed, Changed::Not(_)));
     }
 }

@@ -3,7 +3,7 @@
 // ring: the crate's root has the public options and errors, and starts the edge by them.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::MAX_WAIT_MS;
@@ -13,6 +13,7 @@ use api_client::{ApiClient, ClientError};
 use membership::{Applicant, JoinError, Membership};
 use metrics::Waits;
 use state_file::StateFileError;
+use tokio::sync::Mutex;
 
 use crate::forward::Edge;
 use crate::kept_routes::KeptRoutes;
@@ -71,22 +72,29 @@ pub(crate) fn applicant(options: &EdgeOptions) -> Applicant {
 pub(crate) async fn follow(
     edge: Arc<Edge>,
     client: ApiClient,
-    kept: KeptRoutes,
+    kept: Arc<Mutex<KeptRoutes>>,
     mut first: Option<Waits>,
 ) {
-    let kept = Arc::new(Mutex::new(kept));
     let mut pause = FIRST_POLL_RETRY;
     // The last error, which is logged once.
     let mut last: Option<String> = None;
     loop {
         let has = edge.routes.has();
-        match client.routes(has, Duration::from_millis(MAX_WAIT_MS)).await {
+        // The first answer says also that there is nothing to have: it is not waited for.
+        let wait = match first {
+            Some(_) => Duration::ZERO,
+            None => Duration::from_millis(MAX_WAIT_MS),
+        };
+        match client.routes(has, wait).await {
             Ok(news) => {
                 if last.take().is_some() {
                     tracing::info!(server = client.server(), "the server is back");
                 }
                 pause = FIRST_POLL_RETRY;
-                let Some(table) = news else { continue };
+                let Some(table) = news else {
+                    drop(first.take());
+                    continue;
+                };
                 if take(&edge, &kept, table).await {
                     drop(first.take());
                     continue;
@@ -144,11 +152,9 @@ async fn take(edge: &Arc<Edge>, kept: &Arc<Mutex<KeptRoutes>>, table: RouteTable
         changed = table.routes.len() + table.removed.len(),
         "new routes"
     );
-    let (edge, kept) = (Arc::clone(edge), Arc::clone(kept));
-    let kept = blocking_work::blocking(move || {
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.keep(&table, &edge.routes)
-    });
+    // Held until it is written, also where nobody waits for that any more.
+    let (edge, mut kept) = (Arc::clone(edge), Arc::clone(kept).lock_owned().await);
+    let kept = blocking_work::blocking(move || kept.keep(&table, &edge.routes));
     if let Err(error) = kept.await {
         // It serves all the same; a restart begins with an older table.
         tracing::error!(error = %display::chain(&error), "the routes could not be kept on disk");

@@ -32,6 +32,7 @@ pub(crate) use crate::https_policy::Scheme;
 use crate::https_policy::{Https, strict_transport_security};
 use crate::limits::{
     LINGER_TIMEOUT, MAX_ALL_STREAMS, MAX_DRAINED_BYTES, MAX_HEADERS, MAX_INTERIM_ANSWERS,
+    MAX_REFUSED, QUEUE_TIMEOUT, TUNNEL_IDLE_TIMEOUT,
 };
 use crate::metrics::{EdgeMetrics, Failure};
 use crate::proxy_header;
@@ -39,7 +40,7 @@ use crate::routes::{HostRoute, Routes};
 use crate::session::{After, Asked, Session, Summary};
 use crate::shares::Shares;
 use crate::trusted::TrustedProxies;
-use crate::tunnel;
+use crate::tunnel::{self, TunnelEnd};
 use crate::upload::{Upload, UploadError};
 
 /// Bytes of a line of an app that are logged.
@@ -59,12 +60,18 @@ pub(crate) struct Edge {
     pub(crate) https: OnceLock<Https>,
     /// What authorities of ACME ask for.
     pub(crate) challenges: Challenges,
+    /// Clients' connections over TLS to the port for HTTPS.
+    pub(crate) tls_connections: TaskTracker,
     /// Upgraded connections.
     pub(crate) tunnels: TaskTracker,
     /// Ends the tunnels.
     pub(crate) end_tunnels: CancellationToken,
+    /// Set when another process takes the place of this one: ends what is open then.
+    pub(crate) handed_over: OnceLock<CancellationToken>,
     /// A place for each request over HTTP/2.
     pub(crate) streams: Arc<Semaphore>,
+    /// A place for each connection beyond its client's share that is waited for.
+    pub(crate) refused: Semaphore,
 }
 
 impl Default for Edge {
@@ -80,9 +87,12 @@ impl Default for Edge {
             error_pages: ErrorPages::default(),
             https: OnceLock::new(),
             challenges: Challenges::default(),
+            tls_connections: TaskTracker::new(),
             tunnels: TaskTracker::new(),
             end_tunnels: CancellationToken::new(),
+            handed_over: OnceLock::new(),
             streams: Arc::new(Semaphore::new(MAX_ALL_STREAMS)),
+            refused: Semaphore::new(MAX_REFUSED),
         }
     }
 }
@@ -112,8 +122,10 @@ enum Failed {
 impl Failed {
     fn kind(&self) -> Failure {
         match self {
+            Self::Connect(_, ConnectError::Full) | Self::NoAnswer(NoAnswer::TooLate(_)) => {
+                Failure::Timeout
+            }
             Self::Connect(..) => Failure::Connect,
-            Self::NoAnswer(NoAnswer::TooLate(_)) => Failure::Timeout,
             Self::NoAnswer(
                 NoAnswer::ClientStalled | NoAnswer::ClientSlow | NoAnswer::Client(_),
             ) => Failure::Client,
@@ -142,6 +154,7 @@ impl Failed {
                     UploadError::Malformed(error) => Some(Answer::bad_body(*error)),
                 };
             }
+            Self::Connect(_, ConnectError::Full) => return Some(Answer::instances_are_busy()),
             Self::Connect(_, ConnectError::TimedOut) | Self::NoAnswer(NoAnswer::TooLate(_)) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
@@ -184,6 +197,8 @@ pub(crate) struct Request<'a, S> {
     pub(crate) summary: &'a mut Summary,
     /// The cookie that its answer sets.
     pub(crate) cookie: Option<String>,
+    /// Until when it waits for room on a connection to an instance that speaks HTTP/2.
+    pub(crate) room_until: Option<tokio::time::Instant>,
 }
 
 /// An answer whose head was read.
@@ -286,14 +301,18 @@ impl<S: Stream> Request<'_, S> {
     ) -> Result<Begun, Failed> {
         let (asked, address) = (self.asked, upstream.address);
         if self.to.route.protocol == AppProtocol::H2c {
-            let backend = self.edge.backends.connect_http2(upstream).await;
+            let backends = &self.edge.backends;
+            // Whichever instances it tries.
+            let until = || tokio::time::Instant::now() + QUEUE_TIMEOUT;
+            let until = *self.room_until.get_or_insert_with(until);
+            let backend = backends.connect_http2(upstream, until).await;
             let backend = backend.map_err(|error| Failed::Connect(address, error))?;
             match self.ask(backend, upload).await {
                 Err(NoAnswer::Broken(_, error)) if was_never_made(&error) && !upload.is_begun() => {
                 }
                 result => return Ok(result?),
             }
-            let backend = self.edge.backends.connect_http2(upstream).await;
+            let backend = backends.connect_http2(upstream, until).await;
             let backend = backend.map_err(|error| Failed::Connect(address, error))?;
             return Ok(self.ask(backend, upload).await?);
         }
@@ -458,12 +477,20 @@ impl<S: Stream> Request<'_, S> {
         self.summary.status = status;
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
         (self.to.counted).answered(status, asked.since.elapsed());
+        // Such a client takes the end of the connection for that of the answer.
+        let ends_by_close = framing_to_client == Framing::UntilClose;
+        if ends_by_close {
+            exchange.client.stream.reset_at_close(true);
+        }
         let passed = exchange.body(&mut download).await;
         let is_sent = exchange.head.is_empty();
         self.summary.sent_bytes = download.bytes;
         if let Err(error) = passed {
             self.cut(&error);
             return Ok(After::Cut);
+        }
+        if ends_by_close {
+            exchange.client.stream.reset_at_close(false);
         }
         if switches {
             self.tunnel(backend).await;
@@ -500,16 +527,31 @@ impl<S: Stream> Request<'_, S> {
         let session = &mut *self.session;
         let _counted = self.edge.tunnels.token();
         let open = self.edge.metrics.count_tunnel();
+        // What it carries may tell its end by that of the connection alone.
+        session.client.stream.reset_at_close(true);
+        backend.stream.reset_at_close(true);
+        let client = &mut session.client;
+        let has_ended = client.has_ended;
         let carried = tunnel::carry(
-            &mut session.client,
+            (&mut client.stream, &mut client.buffer),
             (&mut backend.stream, &mut backend.buffer),
+            has_ended,
+            Some(TUNNEL_IDLE_TIMEOUT),
             &mut session.timer,
+            |_, _| {},
         );
-        tokio::select! {
-            ended = carried => if let Err(error) = ended {
+        let ended = tokio::select! {
+            ended = carried => ended,
+            () = self.edge.end_tunnels.cancelled() => Err(TunnelEnd::CutOff),
+        };
+        match ended {
+            Ok(()) => {
+                session.client.stream.reset_at_close(false);
+                backend.stream.reset_at_close(false);
+            }
+            Err(error) => {
                 tracing::debug!(address = %backend.address, %error, "an upgraded connection broke");
-            },
-            () = self.edge.end_tunnels.cancelled() => {}
+            }
         }
         drop(open);
     }

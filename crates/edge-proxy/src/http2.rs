@@ -23,7 +23,7 @@ mod meter;
 mod outgoing;
 
 pub(crate) use backend_stream::BackendStream;
-pub(crate) use backends::SharedConnections;
+pub(crate) use backends::{NoStream, SharedConnections};
 pub(crate) use connection::serve;
 
 /// How HTTP/2 is named in ALPN (RFC 9113, 3.2).

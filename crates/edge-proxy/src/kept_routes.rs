@@ -109,6 +109,14 @@ impl KeptRoutes {
         Ok(())
     }
 
+    /// Keeps the table in use where that could not be written before. Blocks.
+    pub(crate) fn catch_up(&mut self, routes: &Routes) -> Result<(), KeepError> {
+        if self.is_behind {
+            self.write_whole(routes)?;
+        }
+        Ok(())
+    }
+
     fn write_whole(&mut self, routes: &Routes) -> Result<(), KeepError> {
         self.is_behind = true;
         let path = self.dir.join(FILE);
@@ -313,7 +321,10 @@ mod tests {
         let failed = change(2, "h0.test", None);
         assert!(routes.take(&failed));
         kept.keep(&failed, &routes).unwrap_err();
+        kept.catch_up(&routes).unwrap_err();
         std::fs::remove_dir(&path).unwrap();
+        kept.catch_up(&routes).unwrap();
+        assert_eq!(loaded(dir.path()).1, routes.whole());
         keep(&mut kept, &routes, &change(3, "h1.test", None));
         assert_eq!(loaded(dir.path()).1, routes.whole());
         assert_eq!(routes.hosts(), 1);

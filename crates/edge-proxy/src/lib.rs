@@ -28,6 +28,7 @@ mod exchange;
 mod follow;
 mod follow_certificates;
 mod follow_challenges;
+mod following;
 mod forward;
 mod host_certificates;
 mod http2;
@@ -49,6 +50,7 @@ mod session;
 mod shares;
 mod socket;
 mod sticky;
+mod succession;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -68,23 +70,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::metrics::Readiness;
-use api::member::OverlayReport;
 use api_client::ClientError;
 use blocking_work::blocking;
-use membership::{JoinError, Membership, OverlayState};
+use membership::{JoinError, Membership};
 use model::Generation;
-use overlay_member::OverlayMember;
 use state_file::StateFileError;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
 pub use crate::access_log::AccessLogTarget;
+use crate::following::Following;
 use crate::https_policy::Https;
 use crate::kept_certificates::CertificateFiles;
-use crate::overlay_link::EdgeAttachment;
+use crate::limits::MAX_POLL_RETRY;
 pub use crate::port_ranges::{PortRanges, PortRangesError};
+use crate::succession::Alone;
+pub use crate::succession::Succession;
 pub use crate::tcp::{KeepPorts, KeptPorts};
 pub use crate::tls::TlsError;
 use crate::tls::{OpenError, Tls};
@@ -165,6 +168,9 @@ pub enum EdgeError {
         /// Why not.
         source: io::Error,
     },
+    /// The process before this one keeps its place.
+    #[error("cannot take the place of the process before this one")]
+    TakeOver(#[source] io::Error),
     /// Its files cannot be used.
     #[error(transparent)]
     State(#[from] StateFileError),
@@ -204,6 +210,7 @@ impl EdgeError {
             | Self::AccessLog { .. }
             | Self::ErrorPages { .. }
             | Self::Folder { .. }
+            | Self::TakeOver(_)
             | Self::State(_)
             | Self::Tls(_)
             | Self::Overlay(_)
@@ -324,9 +331,13 @@ pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<()
             Some(address) => Some(listen(address).await?),
             None => None,
         },
+        metrics: match options.metrics_listen {
+            Some(address) => Some(listen_for_watchers(address).await?),
+            None => None,
+        },
         tcp: KeptPorts::default(),
     };
-    Box::pin(serve(options, listeners, shutdown)).await
+    Box::pin(serve(options, listeners, &Alone, shutdown)).await
 }
 
 /// Listens for clients. Those that connect wait until [`serve`] accepts them.
@@ -341,6 +352,14 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, EdgeError> {
     })
 }
 
+/// Listens for those who watch, as [`listen`] does for clients.
+///
+/// # Errors
+/// The address is taken, or not this machine's.
+pub async fn listen_for_watchers(address: SocketAddr) -> Result<TcpListener, EdgeError> {
+    Ok(::metrics::listen(address).await?)
+}
+
 /// Where clients connect.
 #[derive(Debug)]
 pub struct Listeners {
@@ -348,20 +367,27 @@ pub struct Listeners {
     pub http: TcpListener,
     /// By HTTPS: `listen_tls` is its address.
     pub https: Option<TcpListener>,
+    /// For those who watch: `metrics_listen` is its address.
+    pub metrics: Option<TcpListener>,
     /// Of TCP routes, from the process before this one.
     pub tcp: KeptPorts,
 }
 
-/// [`run`], on listeners that are there.
+/// [`run`], on listeners that are there, between the processes before and after this one. When another one has taken its place, it finishes what is open,
+/// within wider bounds.
 ///
 /// # Errors
-/// As of [`run`].
+/// As of [`run`], and that the process before this one keeps its place.
 pub async fn serve(
     options: EdgeOptions,
     listeners: Listeners,
+    succession: &dyn Succession,
     shutdown: CancellationToken,
 ) -> Result<(), EdgeError> {
-    let _lock = lock(&options.data_dir).await?;
+    let lock = match succession.lock() {
+        Some(lock) => lock,
+        None => lock(&options.data_dir).await?,
+    };
     let edge = Arc::new(forward::Edge {
         trusted_proxies: TrustedProxies::new(options.trusted_proxies.clone()),
         access_log: open_access_log(options.access_log.clone()).await?,
@@ -400,12 +426,20 @@ pub async fn serve(
             None
         }
     };
-    let first_routes = (edge.routes.generation() == Generation::default())
-        .then(|| readiness.waits_for("the first route table"));
-    let _told = ::metrics::start(options.metrics_listen, registry, readiness.clone()).await?;
+    // One that is damaged is found before the clients are this process's.
+    if let Some(membership) = load_membership(&options.data_dir).await? {
+        membership.client().map_err(EdgeError::Client)?;
+    }
+    let no_routes = || edge.routes.generation() == Generation::default();
+    let waits_for_routes = || no_routes().then(|| readiness.waits_for("the first route table"));
+    let mut first_routes = waits_for_routes();
+    succession.take_over().await.map_err(EdgeError::TakeOver)?;
+    let told = ::metrics::start_on(listeners.metrics, registry, readiness.clone());
     tracing::info!(listen = %options.listen, tls = ?options.listen_tls, "serving");
 
-    let serving = shutdown.child_token();
+    // What ends all that is open, and what ends the accepting of more.
+    let stop = shutdown.child_token();
+    let serving = stop.child_token();
     let tcp = tcp::serve(
         Arc::clone(&edge),
         tls.as_ref().map(|(tls, _)| Arc::clone(tls)),
@@ -414,62 +448,58 @@ pub async fn serve(
         listeners.tcp,
         serving.clone(),
     );
-    let following = {
-        let (edge, paged) = (Arc::clone(&edge), Arc::clone(&edge));
-        let tls = tls.as_ref().map(|(tls, _)| Arc::clone(tls));
-        let has_https = tls.is_some();
-        async move {
-            let (client, membership) = follow::join(&options).await?;
-            let overlay = OverlayState::load(&membership, &options.data_dir).await;
-            let underlay = membership::underlay(&membership.server, options.underlay).await;
-            let report = watch::Sender::new(OverlayReport {
-                underlay,
-                ..OverlayReport::default()
-            });
-            let (asked, requests) = watch::channel(None);
-            let place = overlay_link::place(&membership, &options.data_dir);
-            let member = OverlayMember {
-                attachment: EdgeAttachment {
-                    link: place.link.clone(),
-                },
-                place,
-                server: membership.server.clone(),
-                underlay: options.underlay,
-                client: client.clone(),
-                requests,
-            };
-            let (overlay, state) = watch::channel(overlay);
-            let reported = report.subscribe();
-            let follower = client.clone();
-            let certificates = async {
-                if let Some(tls) = tls {
-                    follow_certificates::follow(tls, follower).await;
+    let following = Following {
+        options,
+        edge: Arc::clone(&edge),
+        tls: tls.as_ref().map(|(tls, _)| Arc::clone(tls)),
+        kept: Arc::new(Mutex::new(kept)),
+        error_pages,
+    };
+    // Until this is no member, or another process has taken its place.
+    let leading = async {
+        let mut goes_on = false;
+        loop {
+            let followed = async {
+                loop {
+                    let first_routes = first_routes.take().or_else(waits_for_routes);
+                    match Box::pin(following.run(first_routes)).await {
+                        // It was a member: it serves as one whose server is out of reach.
+                        Err(error) if goes_on => {
+                            let error = display::chain(&error);
+                            tracing::error!(%error, "cannot follow the server; trying again");
+                            tokio::time::sleep(MAX_POLL_RETRY).await;
+                        }
+                        ended => return ended,
+                    }
                 }
             };
-            let pages = async {
-                if let Some((path, folder)) = error_pages {
-                    error_pages::follow(&paged.error_pages, path, folder).await;
-                }
-            };
-            let challenges =
-                follow_challenges::follow(Arc::clone(&edge), client.clone(), has_https);
-            tokio::join!(
-                pages,
-                certificates,
-                challenges,
-                follow::follow(edge, client.clone(), kept, first_routes),
-                membership::keep(
-                    membership,
-                    options.data_dir,
-                    client,
-                    overlay,
-                    reported,
-                    asked
+            tokio::select! {
+                ended = followed => return ended,
+                () = succession.asked() => {}
+            }
+            if let Ok(None) = load_membership(&following.options.data_dir).await {
+                tracing::error!(
+                    "no other process takes the place of this one before it has joined"
+                );
+                continue;
+            }
+            match hand_over(&following, succession, &lock, &shutdown).await {
+                Ok(()) => break,
+                Err(error) => tracing::error!(
+                    error = %display::chain(&error),
+                    "no other process has taken the place of this one, which goes on"
                 ),
-                overlay_member::keep(member, state, report),
-            );
-            Ok(())
+            }
+            goes_on = true;
         }
+        // Nobody has set it before.
+        let _ = edge.handed_over.set(stop.clone());
+        tracing::info!(
+            "another process has taken the place of this one, which finishes what is open"
+        );
+        drop(told);
+        drop(lock);
+        Ok(())
     };
     // Ends when asked to, or when it cannot become a member.
     let mut served = std::pin::pin!(async {
@@ -482,14 +512,43 @@ pub async fn serve(
                 tls::serve(tls, listener, serving.clone()).await;
             }
         };
-        let plain = listener::serve(edge, listeners.http, serving.clone());
+        let plain = listener::serve(Arc::clone(&edge), listeners.http, serving.clone());
         tokio::join!(plain, over_tls, tcp, ending);
     });
     let result = tokio::select! {
         () = &mut served => return Ok(()),
-        result = following => result,
+        result = leading => result,
     };
     serving.cancel();
     served.await;
     result
+}
+
+/// Gives the place of this process to another one. Nothing is followed meanwhile, and nothing written.
+async fn hand_over(
+    following: &Following,
+    succession: &dyn Succession,
+    lock: &File,
+    shutdown: &CancellationToken,
+) -> io::Result<()> {
+    // What was being written when the following ended is written.
+    let mut kept = Arc::clone(&following.kept).lock_owned().await;
+    // The next one begins with what is on disk: where that is not what is served, it would serve what was.
+    let edge = Arc::clone(&following.edge);
+    let _kept = blocking(move || {
+        let caught_up = kept.catch_up(&edge.routes);
+        caught_up.map(|()| kept).map_err(io::Error::other)
+    })
+    .await?;
+    tokio::select! {
+        biased;
+        // Then it stops, and there is to be no other.
+        () = shutdown.cancelled() => std::future::pending().await,
+        handed_over = succession.hand_over(lock) => handed_over,
+    }
+}
+
+async fn load_membership(data_dir: &Path) -> Result<Option<Membership>, JoinError> {
+    let folder = data_dir.to_owned();
+    Ok(blocking(move || Membership::load(&folder)).await?)
 }

@@ -56,10 +56,12 @@ pub(crate) const MAX_DRAINED_BYTES: u64 = 256 * 1024;
 pub(crate) const TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Connections of one client: an IPv4 address, or a /64 of IPv6. More get a 429. Trusted proxies may have any number.
 pub(crate) const MAX_CONNECTIONS_PER_CLIENT: usize = MAX_CLIENT_CONNECTIONS / 8;
+/// Connections beyond their client's share that are waited for, as long as [`LINGER_TIMEOUT`], so that they see why they are refused. More are closed at once.
+pub(crate) const MAX_REFUSED: usize = 128;
 /// Requests without a whole answer, and tunnels, of one host. More get a 503.
 pub(crate) const MAX_IN_FLIGHT_PER_HOST: usize = MAX_CLIENT_CONNECTIONS / 2;
 
-/// How long a request waits for an instance that has fewer requests than its route lets it have (`hard_limit`).
+/// How long a request waits for an instance that has fewer requests than its route lets it have (`hard_limit`), or, over HTTP/2, than it allows itself.
 pub(crate) const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Clients of a route whose requests are counted (`rate_limit`).
 pub(crate) const MAX_RATED_CLIENTS: usize = 100_000;
@@ -106,6 +108,8 @@ pub(crate) const KEEPALIVE_PROBES: u32 = 3;
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// At shutdown, upgraded connections (websockets), which never finish by themselves, get this long.
 pub(crate) const TUNNEL_DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// When another process has taken its place, what is open has this long. Then it is as at a shutdown.
+pub(crate) const HANDED_OVER_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Pause after the kernel refused to accept (no file descriptors left).
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -176,5 +180,8 @@ pub(crate) const BACKEND_STREAM_WINDOW: u32 = 128 * 1024;
 pub(crate) const MAX_TAKEN_BACK: u32 = 50;
 /// Bytes of a request's body that are kept, until its answer begins, for another instance or connection where an instance that speaks HTTP/2 does nothing of it.
 pub(crate) const MAX_KEPT_BODY_BYTES: usize = 16 * 1024;
+/// Connections to one instance that speaks HTTP/2: room for the requests of all clients, where it allows as many on each as others do. One that allows fewer gets
+/// fewer at once, and the next ones wait ([`QUEUE_TIMEOUT`]).
+pub(crate) const MAX_SHARED_CONNECTIONS: usize = MAX_CLIENT_CONNECTIONS / BACKEND_STREAMS;
 /// Requests at once on one connection to an instance that speaks HTTP/2, where it says nothing else. The next one has a connection of its own.
 pub(crate) const BACKEND_STREAMS: usize = 100;

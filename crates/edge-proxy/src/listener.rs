@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::client::Stream;
+use crate::connection::Taken;
 use crate::forward::{Edge, Ends, Scheme};
 use crate::limits::{
     ACCEPT_RETRY, DRAIN_TIMEOUT, IDLE_SWEEP, MAX_CLIENT_CONNECTIONS, TUNNEL_DRAIN_TIMEOUT,
@@ -19,6 +20,7 @@ use crate::{connection, http2};
 
 /// Serves until `shutdown`, then until the requests in flight are done, within bounds.
 pub(crate) async fn serve(edge: Arc<Edge>, listener: TcpListener, shutdown: CancellationToken) {
+    socket::prepare(&listener);
     // Without a token in each: what a connection waits for costs each of its requests.
     let mut connections = JoinSet::new();
     let room = Arc::new(Semaphore::new(MAX_CLIENT_CONNECTIONS));
@@ -30,9 +32,11 @@ pub(crate) async fn serve(edge: Arc<Edge>, listener: TcpListener, shutdown: Canc
             let shutdown = shutdown.clone();
             connections.spawn(async move {
                 let _open = edge.metrics.count_connection();
-                socket::prepare(&stream);
                 if let Some(ends) = ends_of(&edge, &mut stream, client, Scheme::Http).await {
-                    serve_client(edge, stream, ends, shutdown).await;
+                    match Taken::of(&edge, ends.client.ip()) {
+                        Some(taken) => serve_client(edge, stream, ends, taken, shutdown).await,
+                        None => connection::refuse(edge, stream, ends).await,
+                    }
                 }
                 drop(place);
             });
@@ -44,6 +48,17 @@ pub(crate) async fn serve(edge: Arc<Edge>, listener: TcpListener, shutdown: Canc
     }
     drop(listener);
     edge.tunnels.close();
+    let ended = async {
+        while connections.join_next().await.is_some() {}
+        // Any of them may become a tunnel, too.
+        edge.tls_connections.close();
+        edge.tls_connections.wait().await;
+        edge.tunnels.wait().await;
+    };
+    tokio::select! {
+        () = ended => {}
+        () = edge.hurries() => {}
+    }
     let requests = async {
         let ended = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN_TIMEOUT, ended).await.is_err() {
@@ -124,14 +139,16 @@ pub(crate) async fn serve_client<S>(
     edge: Arc<Edge>,
     stream: S,
     ends: Ends,
+    taken: Taken,
     shutdown: CancellationToken,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Stream + 'static,
 {
-    let served = connection::serve(Arc::clone(&edge), stream, ends, shutdown.clone()).await;
-    if let Some(client) = served {
+    let (shared, ending) = (Arc::clone(&edge), shutdown.clone());
+    let served = connection::serve(shared, stream, ends, taken, ending).await;
+    if let Some((client, taken)) = served {
         // Apart, so that a connection of HTTP/1.1 has no memory for it.
-        let serving = http2::serve(edge, client.stream, client.buffer, ends, shutdown);
+        let serving = http2::serve(edge, client.stream, client.buffer, ends, taken, shutdown);
         Box::pin(serving).await;
     }
 }

@@ -101,7 +101,7 @@ const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// All that an edge counts.
 #[derive(Debug, Default)]
 pub(crate) struct EdgeMetrics {
-    connections: Gauge,
+    pub(crate) connections: Gauge,
     pub(crate) tunnels: Gauge,
     pub(crate) hosts: Gauge,
     unrouted: Family<OfUnrouted, Counter>,
@@ -201,6 +201,11 @@ impl EdgeMetrics {
     /// A client's connection, until the guard is dropped.
     pub(crate) fn count_connection(&self) -> Open {
         Open::of(&self.connections)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn open_connections(&self) -> i64 {
+        self.connections.get()
     }
 
     /// The series of envs, for the route table.

@@ -31,6 +31,8 @@ pub(crate) struct Session<S> {
     pub(crate) wanted: Option<usize>,
     /// How long the connection is kept without a request: as the route of the last one says.
     pub(crate) idle_timeout: Duration,
+    /// How many trusted proxies were behind the one that named the client.
+    pub(crate) behind: usize,
     /// By what the client came: what it speaks to the edge, or what a trusted proxy said.
     pub(crate) scheme: Scheme,
 }
@@ -50,6 +52,7 @@ impl<S> Session<S> {
             client_address: String::new(),
             wanted: None,
             idle_timeout: IDLE_TIMEOUT,
+            behind: 0,
             scheme: Scheme::Http,
         }
     }

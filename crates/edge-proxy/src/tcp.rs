@@ -2,7 +2,8 @@
 //!
 //! An edge listens at a port as long as a route has it and its operator allows it. A connection takes its route as it is accepted, and keeps its instance
 //! until either ends: a route that changes touches no connection. What one end has sent in full is told to the other (half-close), so that protocols
-//! which use that work.
+//! which use that work. All other ends are resets to both, whoever's doing they are: nobody takes what was cut off for whole. What an end had said before it
+//! went is passed on first.
 //!
 //! A listening socket may come from the process before this one, and be kept for the next ([`KeptPorts`]): no client is refused while an edge is started again.
 //!
@@ -11,29 +12,43 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
+use std::iter;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
 use display::Repeated;
+use futures_util::future::{Either, select};
 use model::route_name;
 use prometheus_client::metrics::counter::Counter;
 use rustix::net::{Shutdown, sockopt};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
-use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncRead as _, AsyncWriteExt as _, Interest, ReadBuf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::buffer::Buffer;
 use crate::forward::{Edge, Ends, Scheme};
-use crate::limits::{ACCEPT_RETRY, CONNECT_TIMEOUT, LISTEN_RETRY, MAX_TCP_CONNECTIONS};
+use crate::limits::{
+    ACCEPT_RETRY, CONNECT_TIMEOUT, LINGER_TIMEOUT, LISTEN_RETRY, MAX_TCP_CONNECTIONS,
+};
 use crate::listener::ends_of;
-use crate::metrics::{Failure, Open, PortState};
+use crate::metrics::{EnvMetrics, Failure, Open, PortState};
 use crate::port_ranges::PortRanges;
 use crate::routes::HostRoute;
+use crate::timer::Timer;
 use crate::tls::Tls;
+use crate::tunnel::{self, CopyError, TunnelEnd};
 use crate::{proxy_header, socket, sticky};
 
 mod by_name;
@@ -232,6 +247,7 @@ async fn listen(port: Port, room: Arc<Semaphore>, listener: &TcpListener) {
     let (edge, address) = (&port.edge, port.address);
     let _listening = edge.metrics.count_port(PortState::Listening);
     tracing::info!(%address, "listens at the port of a TCP route");
+    socket::prepare(listener);
     loop {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else {
@@ -260,15 +276,16 @@ async fn listen(port: Port, room: Arc<Semaphore>, listener: &TcpListener) {
 
 /// Serves one client to the end.
 async fn serve_client(port: &Port, mut client: TcpStream, from: SocketAddr) {
-    socket::prepare(&client);
     let edge = &port.edge;
     let is_trusted = edge.trusted_proxies.contains(from.ip());
     let share = edge.shares.take(from.ip()).filter(|_| !is_trusted);
     if share.is_none() && !is_trusted {
         tracing::warn!(client = %from, port = port.address.port(), "the client has as many connections as it may have");
+        socket::reset_at_close(&client, true);
         return;
     }
     let Some(ends) = ends_of(edge, &mut client, from, Scheme::Http).await else {
+        socket::reset_at_close(&client, true);
         return;
     };
     // A port that a route has for whoever connects is for nobody else: while a release changes that, it is as it was.
@@ -280,6 +297,7 @@ async fn serve_client(port: &Port, mut client: TcpStream, from: SocketAddr) {
     let Ok(_in_flight) = to.admit(|| from.ip()) else {
         let (process, env) = (&to.route.process, &to.route.env);
         tracing::warn!(client = %from, %env, %process, "the port has as many connections as it may have");
+        socket::reset_at_close(&client, true);
         return;
     };
     pass_on(&to, Client::Plain(client, Vec::new()), &ends).await;
@@ -300,33 +318,57 @@ async fn serve_by_name(port: &Port, client: TcpStream, ends: &Ends, from: Socket
     }
 }
 
+/// A client, and the instance that it is led to once there is one. Where they have not both ended when this is dropped, they are reset.
+struct Both {
+    client: Client,
+    backend: Option<TcpStream>,
+    have_ended: bool,
+}
+
+impl Drop for Both {
+    fn drop(&mut self) {
+        if !self.have_ended {
+            for stream in iter::once(self.client.socket()).chain(&self.backend) {
+                socket::reset_at_close(stream, true);
+            }
+        }
+    }
+}
+
 /// Passes on all that a client and an instance say.
 async fn pass_on(to: &HostRoute, client: Client, ends: &Ends) {
+    let mut both = Both {
+        client,
+        backend: None,
+        have_ended: false,
+    };
     let (process, env) = (&to.route.process, &to.route.env);
     let from = ends.client;
-    let mut backend = None;
+    let mut lease = None;
     let wanted = to.route.settings.sticky;
     let wanted = wanted.then(|| sticky::by_client(to, from.ip()));
     let mut attempts = to.attempts(wanted.flatten());
-    while let Ok(lease) = attempts.next().await {
-        let address = lease.upstream().address;
+    while let Ok(tried) = attempts.next().await {
+        let address = tried.upstream().address;
         match connect(address).await {
             Ok(stream) => {
-                lease.upstream().accepted();
-                backend = Some((lease, stream));
+                tried.upstream().accepted();
+                both.backend = Some(stream);
+                lease = Some(tried);
                 break;
             }
             Err(error) => {
-                lease.upstream().refused();
+                tried.upstream().refused();
                 to.counted.failed(Failure::Connect);
                 tracing::info!(%address, %error, %env, %process, "an instance takes no connection");
             }
         }
     }
-    let Some((lease, mut backend)) = backend else {
+    let (Some(lease), Some(backend)) = (lease, &mut both.backend) else {
         tracing::warn!(client = %from, %env, %process, "no instance takes the connection of a client");
         return;
     };
+    let client = &mut both.client;
     let passed = async {
         if to.route.proxy_protocol.is_some() {
             let header = proxy_header::encode(ends.client, ends.edge, client.tls());
@@ -334,24 +376,21 @@ async fn pass_on(to: &HostRoute, client: Client, ends: &Ends) {
         }
         match client {
             Client::Plain(client, seen) => {
+                let seen = std::mem::take(seen);
                 to.counted.received.inc_by(seen.len() as u64);
                 backend.write_all(&seen).await?;
                 drop(seen);
-                let (client, backend) = (&client, &backend);
-                tokio::try_join!(
-                    copy(client, backend, &to.counted.received),
-                    copy(backend, client, &to.counted.sent)
-                )?;
+                copy_both(client, backend, &to.counted).await
             }
-            Client::Tls(mut client, _) => {
-                Box::pin(by_name::carry(&mut client, &mut backend, &to.counted)).await?;
-            }
+            Client::Tls(client, _) => Box::pin(copy_in_tls(client, backend, &to.counted)).await,
         }
-        Ok::<_, io::Error>(())
     };
-    if let Err(error) = passed.await {
-        let address = lease.upstream().address;
-        tracing::debug!(client = %from, %address, %error, "a connection of a TCP route broke");
+    match passed.await {
+        Ok(()) => both.have_ended = true,
+        Err(error) => {
+            let address = lease.upstream().address;
+            tracing::debug!(client = %from, %address, %error, "a connection of a TCP route broke");
+        }
     }
 }
 
@@ -362,66 +401,132 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Passes on all that `from` sends, then that it sends no more.
-async fn copy(from: &TcpStream, to: &TcpStream, counted: &Counter) -> io::Result<()> {
+/// Passes on both ways, until both ends have ended.
+async fn copy_both(
+    client: &mut TcpStream,
+    backend: &mut TcpStream,
+    counted: &EnvMetrics,
+) -> io::Result<()> {
+    let is_broken = AtomicBool::new(false);
+    let (of_client, to_client) = client.split();
+    let (of_backend, to_backend) = backend.split();
+    let up = pin!(copy(of_client, to_backend, &counted.received, &is_broken));
+    let down = pin!(copy(of_backend, to_client, &counted.sent, &is_broken));
+    let (ended, other) = match select(up, down).await {
+        Either::Left((ended, down)) => (ended, down),
+        Either::Right((ended, up)) => (ended, up),
+    };
+    match ended {
+        Ok(()) => Ok(other.await?),
+        Err(CopyError::From(error)) => Err(error),
+        // What who takes no more had said.
+        Err(CopyError::To(error)) => {
+            is_broken.store(true, Ordering::Relaxed);
+            let _ = Box::pin(timeout(LINGER_TIMEOUT, other)).await;
+            Err(error)
+        }
+    }
+}
+
+/// The same of what is in a client's TLS.
+async fn copy_in_tls(
+    client: &mut TlsStream<TcpStream>,
+    backend: &mut TcpStream,
+    counted: &EnvMetrics,
+) -> io::Result<()> {
+    let (mut of_client, mut of_backend) = (Buffer::default(), Buffer::default());
+    let mut timer = Timer::stopped();
+    let carried = tunnel::carry(
+        (client, &mut of_client),
+        (backend, &mut of_backend),
+        false,
+        None,
+        &mut timer,
+        |up, down| {
+            counted.received.inc_by(up.read as u64);
+            counted.sent.inc_by(down.read as u64);
+        },
+    );
+    carried.await.map_err(|ended| match ended {
+        TunnelEnd::Broken(error) => error,
+        TunnelEnd::Idle | TunnelEnd::CutOff => io::ErrorKind::TimedOut.into(),
+    })
+}
+
+/// Passes on all that one end sends, then, unless the other direction broke, that it sends no more.
+async fn copy(
+    mut from: ReadHalf<'_>,
+    to: WriteHalf<'_>,
+    counted: &Counter,
+    is_broken: &AtomicBool,
+) -> Result<(), CopyError> {
     loop {
-        from.readable().await?;
-        let (length, mut rest) = match pass_buffer(from, to) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            passed => passed?,
-        };
+        let (length, mut rest) = poll_fn(|context| poll_buffer(context, &mut from, &to)).await?;
         if length == 0 {
             break;
         }
         counted.inc_by(length as u64);
         while !rest.is_empty() {
-            to.writable().await?;
+            to.writable().await.map_err(CopyError::To)?;
             match to.try_write(&rest) {
                 Ok(written) => drop(rest.drain(..written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(CopyError::To(error)),
             }
         }
         if length == BUFFER {
-            pass_pipe(from, to, counted).await?;
+            pass_pipe(from.as_ref(), to.as_ref(), counted).await?;
         }
     }
-    match rustix::net::shutdown(to, Shutdown::Write) {
+    if is_broken.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    match rustix::net::shutdown(to.as_ref(), Shutdown::Write) {
         // It has gone already.
         Err(rustix::io::Errno::NOTCONN) | Ok(()) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(CopyError::To(error.into())),
     }
 }
 
 /// Reads once, and writes what is taken at once: how much was read, and what of it is to be written still.
-fn pass_buffer(from: &TcpStream, to: &TcpStream) -> io::Result<(usize, Vec<u8>)> {
-    let mut buffer = [0; BUFFER];
-    let length = from.try_read(&mut buffer)?;
-    let mut rest = &buffer[..length];
+///
+/// It is `poll_read`, not `try_read`: that one takes a read which fills less than the buffer for the last, and need not ask once more.
+fn poll_buffer(
+    context: &mut Context<'_>,
+    from: &mut ReadHalf<'_>,
+    to: &WriteHalf<'_>,
+) -> Poll<Result<(usize, Vec<u8>), CopyError>> {
+    let mut space = [MaybeUninit::uninit(); BUFFER];
+    let mut buffer = ReadBuf::uninit(&mut space);
+    ready!(Pin::new(from).poll_read(context, &mut buffer)).map_err(CopyError::From)?;
+    let mut rest = buffer.filled();
+    let length = rest.len();
     while !rest.is_empty() {
         match to.try_write(rest) {
             Ok(written) => rest = &rest[written..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
+            Err(error) => return Poll::Ready(Err(CopyError::To(error))),
         }
     }
-    Ok((length, rest.to_vec()))
+    Poll::Ready(Ok((length, rest.to_vec())))
 }
 
 /// Passes on as long as much comes at once. Where there is no pipe to be had, it passes on nothing.
-async fn pass_pipe(from: &TcpStream, to: &TcpStream, counted: &Counter) -> io::Result<()> {
+async fn pass_pipe(from: &TcpStream, to: &TcpStream, counted: &Counter) -> Result<(), CopyError> {
     let Ok((source, sink)) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK) else {
         return Ok(());
     };
     let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
     loop {
         let fill = || Ok(splice(from, None, &sink, None, PIPE, flags)?);
-        let length = from.async_io(Interest::READABLE, fill).await?;
+        let length = from.async_io(Interest::READABLE, fill).await;
+        let length = length.map_err(CopyError::From)?;
         counted.inc_by(length as u64);
         let mut left = length;
         while left > 0 {
             let empty = || Ok(splice(&source, None, to, None, left, flags)?);
-            left -= to.async_io(Interest::WRITABLE, empty).await?;
+            let emptied = to.async_io(Interest::WRITABLE, empty).await;
+            left -= emptied.map_err(CopyError::To)?;
         }
         if length < BUFFER {
             return Ok(());

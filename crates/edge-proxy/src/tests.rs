@@ -24,6 +24,7 @@ use crate::{EdgeOptions, listener};
 mod balance;
 mod clients;
 mod corpus;
+mod handed_over;
 mod http2;
 mod limits;
 mod messages;
@@ -330,7 +331,7 @@ async fn an_instance_that_cannot_be_reached_is_passed_over() {
 }
 
 /// What is logged on this thread, while the guard lives.
-fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+pub(crate) fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     #[derive(Clone)]
     struct Written(Arc<Mutex<Vec<u8>>>);
     impl std::io::Write for Written {
@@ -650,7 +651,11 @@ async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
         region: "home".to_owned(),
         metrics_listen: None,
         tcp_ports: crate::PortRanges::default(),
-        underlay: membership::UnderlayOptions::default(),
+        // Not the usual port: a cluster of this machine may have it.
+        underlay: membership::UnderlayOptions {
+            port: 40_012,
+            advertise: None,
+        },
         trusted_proxies: Vec::new(),
         access_log: None,
         error_pages: None,
@@ -705,7 +710,11 @@ async fn an_edge_that_can_never_join_says_what_it_needs() {
         region: "home".to_owned(),
         metrics_listen: None,
         tcp_ports: crate::PortRanges::default(),
-        underlay: membership::UnderlayOptions::default(),
+        // Not the usual port: a cluster of this machine may have it.
+        underlay: membership::UnderlayOptions {
+            port: 40_013,
+            advertise: None,
+        },
         trusted_proxies: Vec::new(),
         access_log: None,
         error_pages: None,

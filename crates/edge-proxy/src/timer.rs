@@ -32,6 +32,11 @@ impl Timer {
         }
     }
 
+    /// One that does not end until it is set.
+    pub(crate) fn stopped() -> Self {
+        Self::new(now() + NEVER)
+    }
+
     pub(crate) fn set(&mut self, due: Instant) {
         self.due = due;
         if due < self.armed {

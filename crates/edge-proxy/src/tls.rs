@@ -37,10 +37,10 @@ use tokio::sync::Semaphore;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::buffer::Buffer;
 use crate::certificates::{Certificates, Usable};
+use crate::connection::Taken;
 use crate::forward::{Edge, Scheme};
 use crate::host_certificates::HostCertificates;
 use crate::http2;
@@ -179,7 +179,7 @@ impl Tls {
     async fn handshake(
         &self,
         stream: TcpStream,
-    ) -> Result<Option<TlsStream<TcpStream>>, HandshakeError> {
+    ) -> Result<Option<Box<TlsStream<TcpStream>>>, HandshakeError> {
         let handshake = async {
             let mut start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
             let turn = self.turns.acquire().await;
@@ -211,7 +211,7 @@ impl Tls {
                 return Err(refused);
             }
             let stream = in_turn(start, Arc::clone(&self.config), turn).await?;
-            Ok(Some(stream))
+            Ok(Some(Box::new(stream)))
         };
         let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
         ended.unwrap_or(Err(HandshakeError::TimedOut))
@@ -256,29 +256,27 @@ impl Tls {
         client: SocketAddr,
         shutdown: CancellationToken,
     ) {
-        socket::prepare(&stream);
         let Some(ends) = ends_of(&self.edge, &mut stream, client, Scheme::Https).await else {
             return;
         };
         // A handshake costs more than what a client without a share is told.
-        let share = self.edge.shares.take(ends.client.ip());
-        if share.is_none() && !self.edge.trusted_proxies.contains(ends.client.ip()) {
+        let Some(taken) = Taken::of(&self.edge, ends.client.ip()) else {
             tracing::debug!(%client, "a client has as many connections as it may have; this one has no handshake");
             return;
-        }
-        let handshake = self.handshake(stream).await;
-        // It is taken again with the first request.
-        drop(share);
+        };
+        // Each of these apart, so that a connection has memory for what it does, and none for what it did or does not do.
+        let handshake = Box::pin(self.handshake(stream)).await;
         self.count_handshake(handshake.is_ok());
         match handshake {
             Ok(None) => {}
             Ok(Some(stream)) if stream.get_ref().1.alpn_protocol() == Some(http2::ALPN) => {
                 let edge = Arc::clone(&self.edge);
-                let serving = http2::serve(edge, stream, Buffer::default(), ends, shutdown);
+                let serving = http2::serve(edge, stream, Buffer::default(), ends, taken, shutdown);
                 Box::pin(serving).await;
             }
             Ok(Some(stream)) => {
-                serve_client(Arc::clone(&self.edge), stream, ends, shutdown).await;
+                let edge = Arc::clone(&self.edge);
+                Box::pin(serve_client(edge, stream, ends, taken, shutdown)).await;
             }
             Err(error) => tracing::debug!(%client, %error, "a TLS handshake came to nothing"),
         }
@@ -350,7 +348,8 @@ fn begin_with_kept(
 
 /// Serves until `shutdown`, then until the requests in flight are done, within bounds.
 pub(crate) async fn serve(tls: Arc<Tls>, listener: TcpListener, shutdown: CancellationToken) {
-    let connections = TaskTracker::new();
+    socket::prepare(&listener);
+    let connections = tls.edge.tls_connections.clone();
     let room = Arc::new(Semaphore::new(MAX_CLIENT_CONNECTIONS));
     let cut_off = CancellationToken::new();
     loop {
@@ -384,6 +383,10 @@ pub(crate) async fn serve(tls: Arc<Tls>, listener: TcpListener, shutdown: Cancel
     }
     drop(listener);
     connections.close();
+    tokio::select! {
+        () = connections.wait() => {}
+        () = tls.edge.hurries() => {}
+    }
     if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait())
         .await
         .is_err()

@@ -30,6 +30,7 @@ use crate::certificates::{Usable, now};
 use crate::forward::Edge;
 use crate::kept_certificates::{CertificateFiles, Kind};
 use crate::limits::HANDSHAKE_TIMEOUT;
+use crate::listener;
 use crate::tls::{self, Tls};
 
 /// Nothing here takes this long.
@@ -718,5 +719,40 @@ async fn an_authority_of_acme_sees_the_certificate_of_its_challenge_and_nothing_
     let stream = edge.connect(&both, "a.test").await.unwrap();
     assert_eq!(leaf(&stream), leaf_of(&own));
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    edge.stop().await;
+}
+
+/// A tunnel over TLS is one of those that the plain listener ends.
+#[tokio::test]
+async fn connections_over_tls_have_their_time_when_another_process_has_the_clients() {
+    let (edge, authority) = (TestEdge::start().await, Authority::new());
+    let certificate = authority.certificate(&["a.test"]);
+    edge.take(1, &[("a", &certificate)], &[]);
+    let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let shared = Arc::clone(&edge.tls.edge);
+    let plain = tokio::spawn(listener::serve(
+        Arc::clone(&shared),
+        plain,
+        edge.shutdown.clone(),
+    ));
+    let config = Arc::new(client_of(&authority.pem, &[&rustls::version::TLS13]));
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let mut stream = edge.connect(&config, "a.test").await.unwrap();
+        let answer = get(&mut stream, "a.test").await;
+        assert!(!answer.contains("Connection: close\r\n"), "{answer}");
+        kept.push(stream);
+    }
+
+    shared.handed_over.set(CancellationToken::new()).unwrap();
+    edge.shutdown.cancel();
+    while let Some(mut stream) = kept.pop() {
+        let answer = get(&mut stream, "a.test").await;
+        assert!(answer.contains("Connection: close\r\n"), "{answer}");
+        // The plain listener has none, and waits for the other one.
+        assert!(kept.is_empty() || !plain.is_finished());
+        assert!(kept.is_empty() || !shared.end_tunnels.is_cancelled());
+    }
+    tokio::time::timeout(SOON, plain).await.unwrap().unwrap();
     edge.stop().await;
 }

@@ -107,19 +107,20 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(address))
     }
 
-    /// The client of a request that a trusted proxy handed on: the last address of `X-Forwarded-For` that is no trusted proxy's.
+    /// The client of a request that a trusted proxy handed on: the last address of `X-Forwarded-For` that is no trusted proxy's. With how many are behind it,
+    /// each of a trusted proxy that was told by the one before it.
     pub(crate) fn client_of<'a>(
         &self,
         forwarded_for: impl Iterator<Item = &'a [u8]>,
-    ) -> Option<IpAddr> {
+    ) -> Option<(IpAddr, usize)> {
         let values = forwarded_for.filter_map(|value| std::str::from_utf8(value).ok());
         let elements: Vec<&str> = values.flat_map(|value| value.split(',')).collect();
         let mut client = None;
-        for element in elements.into_iter().rev() {
+        for (behind, element) in elements.into_iter().rev().enumerate() {
             let Some(address) = address_of(element.trim()) else {
                 break;
             };
-            client = Some(address);
+            client = Some((address, behind));
             if !self.contains(address) {
                 break;
             }
@@ -229,19 +230,23 @@ mod tests {
     fn the_client_is_the_last_address_that_is_no_trusted_proxy() {
         let trusted = TrustedProxies::new(vec![network("10.0.0.0/8")]);
         for (values, expected) in [
-            (&["203.0.113.7"][..], Some("203.0.113.7")),
-            (&["6.6.6.6, 203.0.113.7, 10.1.1.1"], Some("203.0.113.7")),
-            (&["6.6.6.6", "203.0.113.7"], Some("203.0.113.7")),
-            (&["[2001:db8::1]:443"], Some("2001:db8::1")),
-            (&["203.0.113.7:1234"], Some("203.0.113.7")),
+            (&["203.0.113.7"][..], Some(("203.0.113.7", 0))),
+            (
+                &["6.6.6.6, 203.0.113.7, 10.1.1.1"],
+                Some(("203.0.113.7", 1)),
+            ),
+            (&["6.6.6.6", "203.0.113.7"], Some(("203.0.113.7", 0))),
+            (&["[2001:db8::1]:443"], Some(("2001:db8::1", 0))),
+            (&["203.0.113.7:1234"], Some(("203.0.113.7", 0))),
             (&["unknown"], None),
-            (&["unknown, 10.1.1.1"], Some("10.1.1.1")),
+            (&["unknown, 10.1.1.1"], Some(("10.1.1.1", 0))),
+            (&["10.1.1.1, 10.1.1.2"], Some(("10.1.1.1", 1))),
             (&[], None),
         ] {
             let client = trusted.client_of(values.iter().map(|value| value.as_bytes()));
             assert_eq!(
                 client,
-                expected.map(|text| text.parse().unwrap()),
+                expected.map(|(text, behind)| (text.parse().unwrap(), behind)),
                 "{values:?}"
             );
         }

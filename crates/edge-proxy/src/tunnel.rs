@@ -1,21 +1,32 @@
 //! An upgraded connection: bytes both ways, on the task of the client's connection, until both ends have closed.
+//!
+//! ```text
+//!   open --> (both ends have closed) done
+//!      \-> one end takes no more: what it sent before is passed on, for a moment --> broken
+//!      \-> one end cannot be read any more, or nothing moves --> broken
+//! ```
+//!
+//! What is broken is reset by whoever has the connections: neither end takes what was cut off for whole.
 
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::buffer::Buffer;
-use crate::client::{Client, Stream, poll_write};
-use crate::limits::{BUFFER_BYTES, TUNNEL_IDLE_TIMEOUT};
+use crate::client::poll_write;
+use crate::limits::{BUFFER_BYTES, LINGER_TIMEOUT, TUNNEL_IDLE_TIMEOUT};
 use crate::timer::{Timer, now};
 
 /// How far one direction is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     Open,
+    /// It goes on until its sender has no more, and nobody is told of that: the other direction broke.
+    Last,
     /// Its sender has ended; what is left is written.
     Ending,
     Closed,
@@ -28,6 +39,24 @@ pub(crate) struct Moved {
     pub(crate) written: usize,
 }
 
+/// Which end of a direction broke.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    /// Its sender. All that was read of it is written.
+    #[error("{0}")]
+    From(#[source] io::Error),
+    /// Its receiver, which may have sent what was not read yet.
+    #[error("{0}")]
+    To(#[source] io::Error),
+}
+
+impl From<CopyError> for io::Error {
+    fn from(error: CopyError) -> Self {
+        let (CopyError::From(error) | CopyError::To(error)) = error;
+        error
+    }
+}
+
 /// Why a tunnel ended, other than by its ends.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TunnelEnd {
@@ -35,37 +64,105 @@ pub(crate) enum TunnelEnd {
     Broken(#[from] io::Error),
     #[error("nothing moved for {} s", TUNNEL_IDLE_TIMEOUT.as_secs())]
     Idle,
+    #[error("the edge ends")]
+    CutOff,
 }
 
-/// Copies both ways. What either side has sent already is in its buffer; the backend's is beside its stream.
-pub(crate) async fn carry<S: Stream, B: Stream>(
-    client: &mut Client<S>,
-    backend: (&mut B, &mut Buffer),
+/// One end of a tunnel, and what it has sent already.
+pub(crate) type End<'a, S> = (&'a mut S, &'a mut Buffer);
+
+/// How far a tunnel is.
+struct Ways {
+    up: Direction,
+    down: Direction,
+    /// Why one of them is closed, where that is not its end.
+    broken: Option<io::Error>,
+}
+
+/// Copies both ways, until both ends have closed. `has_ended`: the client has closed its sending side. `idle`: how long nothing may move; without, for ever.
+/// `tell` is told what moves, from the client and to it.
+pub(crate) async fn carry<C, B>(
+    client: End<'_, C>,
+    backend: End<'_, B>,
+    has_ended: bool,
+    idle: Option<Duration>,
     timer: &mut Timer,
-) -> Result<(), TunnelEnd> {
-    let mut up = if client.has_ended {
-        Direction::Ending
-    } else {
-        Direction::Open
+    tell: impl Fn(Moved, Moved),
+) -> Result<(), TunnelEnd>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let ((client, of_client), (backend, of_backend)) = (client, backend);
+    let mut ways = Ways {
+        up: if has_ended {
+            Direction::Ending
+        } else {
+            Direction::Open
+        },
+        down: Direction::Open,
+        broken: None,
     };
-    let mut down = Direction::Open;
-    let (backend, of_backend) = backend;
-    timer.set(now() + TUNNEL_IDLE_TIMEOUT);
+    match idle {
+        Some(idle) => timer.set(now() + idle),
+        None => timer.stop(),
+    }
     poll_fn(|context| {
-        let mut moved = Moved::default();
-        let (from, to) = (&mut client.stream, &mut *backend);
-        poll_copy(context, from, &mut client.buffer, to, &mut up, &mut moved)?;
-        let (from, to) = (&mut *backend, &mut client.stream);
-        poll_copy(context, from, &mut *of_backend, to, &mut down, &mut moved)?;
-        if (up, down) == (Direction::Closed, Direction::Closed) {
-            return Poll::Ready(Ok(()));
+        let (mut up, mut down) = (Moved::default(), Moved::default());
+        let was_broken = ways.broken.is_some();
+        let (from, to) = (&mut *client, &mut *backend);
+        let copied = poll_copy(context, from, of_client, to, &mut ways.up, &mut up);
+        let copied = ways.note(copied, true).and_then(|()| {
+            let (from, to) = (&mut *backend, &mut *client);
+            let copied = poll_copy(context, from, of_backend, to, &mut ways.down, &mut down);
+            ways.note(copied, false)
+        });
+        tell(up, down);
+        copied?;
+        if (ways.up, ways.down) == (Direction::Closed, Direction::Closed) {
+            return Poll::Ready(ways.end());
         }
-        if moved.read + moved.written > 0 {
-            timer.set(now() + TUNNEL_IDLE_TIMEOUT);
+        let has_moved = [up, down]
+            .iter()
+            .any(|moved| moved.read + moved.written > 0);
+        match (&ways.broken, idle) {
+            (Some(_), _) if !was_broken => timer.set(now() + LINGER_TIMEOUT),
+            (None, Some(idle)) if has_moved => timer.set(now() + idle),
+            _ => {}
         }
-        timer.poll(context).map(|()| Err(TunnelEnd::Idle))
+        timer
+            .poll(context)
+            .map(|()| ways.end().and(Err(TunnelEnd::Idle)))
     })
     .await
+}
+
+impl Ways {
+    /// What becomes of both when one was copied. Err: it is over.
+    fn note(&mut self, copied: Result<(), CopyError>, is_up: bool) -> io::Result<()> {
+        let (own, other) = if is_up {
+            (&mut self.up, &mut self.down)
+        } else {
+            (&mut self.down, &mut self.up)
+        };
+        match (copied, self.broken.take()) {
+            (Ok(()), earlier) => self.broken = earlier,
+            (Err(_), Some(earlier)) => return Err(earlier),
+            (Err(CopyError::From(error)), None) => return Err(error),
+            (Err(CopyError::To(error)), None) => {
+                *own = Direction::Closed;
+                if *other == Direction::Open {
+                    *other = Direction::Last;
+                }
+                self.broken = Some(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), TunnelEnd> {
+        self.broken.take().map_or(Ok(()), |error| Err(error.into()))
+    }
 }
 
 /// Copies one way what can be copied now.
@@ -76,7 +173,7 @@ pub(crate) fn poll_copy<R, W>(
     to: &mut W,
     direction: &mut Direction,
     moved: &mut Moved,
-) -> io::Result<()>
+) -> Result<(), CopyError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -86,7 +183,7 @@ where
             match poll_write(to, context, buffer.data(), &[]) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(written) => {
-                    let written = written?;
+                    let written = written.map_err(CopyError::To)?;
                     buffer.consume(written);
                     moved.written += written;
                 }
@@ -96,7 +193,7 @@ where
         if *direction == Direction::Ending {
             match Pin::new(&mut *to).poll_shutdown(context) {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(ended) => ended?,
+                Poll::Ready(ended) => ended.map_err(CopyError::To)?,
             }
             *direction = Direction::Closed;
             return Ok(());
@@ -104,12 +201,13 @@ where
         match buffer.poll_read(from, context, BUFFER_BYTES) {
             Poll::Pending => {
                 if let Poll::Ready(flushed) = Pin::new(&mut *to).poll_flush(context) {
-                    flushed?;
+                    flushed.map_err(CopyError::To)?;
                 }
                 return Ok(());
             }
+            Poll::Ready(Ok(0)) if *direction == Direction::Last => *direction = Direction::Closed,
             Poll::Ready(Ok(0)) => *direction = Direction::Ending,
-            Poll::Ready(read) => moved.read += read?,
+            Poll::Ready(read) => moved.read += read.map_err(CopyError::From)?,
         }
     }
     Ok(())
@@ -133,12 +231,14 @@ mod tests {
         DuplexStream,
         tokio::task::JoinHandle<Result<(), TunnelEnd>>,
     ) {
-        let (client, near_client) = duplex(bytes);
+        let (client, mut near_client) = duplex(bytes);
         let (backend, mut near_backend) = duplex(bytes);
         let carried = tokio::spawn(async move {
-            let (mut client, mut buffer) = (Client::new(near_client), Buffer::default());
-            let mut timer = Timer::new(now());
-            carry(&mut client, (&mut near_backend, &mut buffer), &mut timer).await
+            let (mut of_client, mut of_backend) = (Buffer::default(), Buffer::default());
+            let client = (&mut near_client, &mut of_client);
+            let backend = (&mut near_backend, &mut of_backend);
+            let (mut timer, idle) = (Timer::new(now()), Some(TUNNEL_IDLE_TIMEOUT));
+            carry(client, backend, false, idle, &mut timer, |_, _| {}).await
         });
         (client, backend, carried)
     }

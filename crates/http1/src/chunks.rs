@@ -18,7 +18,9 @@ pub const MAX_TRAILER_BYTES: usize = 8 * 1024;
 pub enum BadChunk {
     #[error("the size of a chunk is not a hexadecimal number")]
     Size,
-    #[error("the extensions of a chunk are too long, or have a control character")]
+    #[error(
+        "the extensions of a chunk are too long, or have a control character or a quoted string without an end"
+    )]
     Extension,
     #[error("a chunk does not end where its size says")]
     End,
@@ -137,7 +139,8 @@ impl Chunks {
             return Err(BadChunk::Size);
         }
         self.extension_bytes += rest.len();
-        if !is_value(extension) || self.extension_bytes > MAX_EXTENSION_BYTES {
+        let is_whole = is_value(extension) && !ends_in_quotes(extension);
+        if !is_whole || self.extension_bytes > MAX_EXTENSION_BYTES {
             return Err(BadChunk::Extension);
         }
         let size = line[..digits].iter().fold(0_u64, |size, digit| {
@@ -196,6 +199,20 @@ impl Chunks {
             || known.is_of_client();
         !(self.is_strict && is_of_head)
     }
+}
+
+/// Whether a quoted string (RFC 9110, 5.6.4) has no end there. To a reader that looks for it in the next line the body is another one.
+fn ends_in_quotes(extension: &[u8]) -> bool {
+    let mut bytes = extension.iter();
+    let mut is_quoted = false;
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => is_quoted = !is_quoted,
+            b'\\' if is_quoted => drop(bytes.next()),
+            _ => {}
+        }
+    }
+    is_quoted
 }
 
 #[cfg(test)]
@@ -270,5 +287,25 @@ mod tests {
         let (data, _) = followed(Chunks::of_response(), &[bytes]).unwrap();
         assert_eq!(data, b"abc");
         assert_eq!(Chunks::of_request().step(bytes), Err(BadChunk::Size));
+    }
+
+    #[test]
+    fn a_quoted_string_of_an_extension_ends_in_its_line() {
+        let line = |extension: &str| format!("3;{extension}\r\nabc\r\n0\r\n\r\n");
+        for extension in ["a=\"x\"", "a=\"x\\\" y\";b=z", "a"] {
+            let bytes = line(extension);
+            let (data, _) = followed(Chunks::of_request(), &[bytes.as_bytes()]).unwrap();
+            assert_eq!(data, b"abc", "{extension}");
+        }
+        for extension in ["a=\"x", "a=\"x\\\"", "a=\"x\\"] {
+            let bytes = line(extension);
+            for mut chunks in [Chunks::of_request(), Chunks::of_response()] {
+                assert_eq!(
+                    chunks.step(bytes.as_bytes()),
+                    Err(BadChunk::Extension),
+                    "{extension}"
+                );
+            }
+        }
     }
 }

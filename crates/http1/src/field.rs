@@ -54,6 +54,32 @@ pub struct Field {
     pub is_clean: bool,
 }
 
+impl Field {
+    /// The same, with one form for whatever frames a message: whoever reads it after this one is to read the same, however it reads spaces, letters and zeros.
+    pub(crate) fn normalized(mut self, bytes: &[u8]) -> Self {
+        if self.known == Name::ContentLength {
+            let digits = self.value.of(bytes);
+            let zeros = digits
+                .windows(2)
+                .take_while(|pair| pair[0] == b'0' && pair[1].is_ascii_digit())
+                .count();
+            self.value = Span::new(self.value.start() + zeros, self.value.end());
+        } else if self.known != Name::TransferEncoding {
+            return self;
+        }
+        let value = self.value.of(bytes);
+        let is_in_form = self.value.start() == self.name.end() + 2
+            && bytes[self.name.end()..].starts_with(b": ")
+            && self.line.end() == self.value.end() + 2
+            && (self.known == Name::ContentLength || value == CHUNKED);
+        self.is_clean &= is_in_form;
+        self
+    }
+}
+
+/// The one coding of a body whose length is not known (RFC 9112, 7.1).
+pub(crate) const CHUNKED: &[u8] = b"chunked";
+
 /// The names that mean something to a proxy.
 #[allow(missing_docs, reason = "they are the names")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

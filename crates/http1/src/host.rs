@@ -62,10 +62,13 @@ pub fn authority(text: &[u8]) -> Result<Authority<'_>, HostError> {
         }
         _ => return Err(HostError::Malformed),
     };
-    let dots = host.iter().rev().take_while(|byte| **byte == b'.').count();
-    let host = &host[..host.len() - dots];
+    // One is that of the root of names; `a.test..` is no name, nor that of somebody else (RFC 1034, 3.1).
+    let host = host.strip_suffix(b".").unwrap_or(host);
     if host.is_empty() || inner.is_empty() {
         return Err(HostError::Missing);
+    }
+    if host.ends_with(b".") {
+        return Err(HostError::Malformed);
     }
     Ok(Authority { host, port })
 }
@@ -118,6 +121,9 @@ mod tests {
             "a.test:-1",
             "a.test:65536",
             "a.test:80:80",
+            "a.test..",
+            "a.test..:80",
+            "..",
             "[::1",
             "::1",
             "[::1]x",

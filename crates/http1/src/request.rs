@@ -3,7 +3,7 @@
 use memchr::{memchr, memchr3};
 
 use crate::Framing;
-use crate::field::{Field, Name, Span};
+use crate::field::{CHUNKED, Field, Name, Span};
 use crate::grammar::{decimal, elements, is_target, is_token, is_value, trimmed};
 use crate::host::{Authority, HostError, authority};
 
@@ -334,6 +334,16 @@ impl RequestHead {
     }
 }
 
+impl RequestHead {
+    /// Of a header to which each proxy on the way adds an element: the one that was there before the last `behind` proxies added theirs. Where they are not as
+    /// many, because a proxy passed on what it got, it is the first.
+    pub fn said<'a>(&'a self, name: Name, bytes: &'a [u8], behind: usize) -> Option<&'a [u8]> {
+        let said = || self.values(name, bytes).flat_map(elements);
+        let last = said().count().checked_sub(1)?;
+        said().nth(last.saturating_sub(behind))
+    }
+}
+
 /// What the headers said so far.
 #[derive(Default)]
 struct Seen {
@@ -364,7 +374,7 @@ impl Seen {
                 self.length = length;
             }
             Name::TransferEncoding => {
-                if !value.eq_ignore_ascii_case(b"chunked") {
+                if !value.eq_ignore_ascii_case(CHUNKED) {
                     return Err(Refusal::TransferEncoding);
                 }
                 self.encodings += 1;
@@ -420,11 +430,12 @@ fn read_field(bytes: &[u8], line: &[u8], text: &[u8]) -> Result<Field, Refusal> 
     if !is_value(value) {
         return Err(Refusal::FieldValue);
     }
-    Ok(Field {
+    let field = Field {
         line: Span::within(bytes, line),
         name: Span::within(bytes, name),
         value: Span::within(bytes, trimmed(value)),
         known: Name::of(name),
         is_clean: true,
-    })
+    };
+    Ok(field.normalized(bytes))
 }

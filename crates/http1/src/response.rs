@@ -3,7 +3,7 @@
 use memchr::memchr;
 
 use crate::Framing;
-use crate::field::{Field, Name, Span};
+use crate::field::{CHUNKED, Field, Name, Span};
 use crate::grammar::{decimal, elements, is_token, is_value, trimmed};
 use crate::request::Version;
 
@@ -19,7 +19,7 @@ pub enum BadResponse {
     TooManyFields,
     #[error("it has several different Content-Length, or one that is not a number")]
     ContentLength,
-    #[error("its Transfer-Encoding is not `chunked`")]
+    #[error("its Transfer-Encoding is not `chunked`, once")]
     TransferEncoding,
 }
 
@@ -86,7 +86,7 @@ impl ResponseHead {
         unfold(bytes, at);
         let bytes = &*bytes;
         self.read_line(bytes, &bytes[..at])?;
-        let (mut closes, mut keeps_alive) = (false, false);
+        let (mut closes, mut keeps_alive, mut has_encoding) = (false, false, false);
         while at < bytes.len() {
             let end = memchr(b'\n', &bytes[at..]).map_or(bytes.len(), |feed| at + feed + 1);
             let line = &bytes[at..end];
@@ -108,7 +108,9 @@ impl ResponseHead {
                 Name::ContentLength => {
                     // `5, 5` and twice `5` are 5 (RFC 9110, 8.6).
                     for element in value.split(|byte| *byte == b',') {
-                        let length = decimal(trimmed(element)).ok_or(BadResponse::ContentLength)?;
+                        let length = decimal(trimmed(element));
+                        let length = length.filter(|length| i64::try_from(*length).is_ok());
+                        let length = length.ok_or(BadResponse::ContentLength)?;
                         if self.length.is_some_and(|earlier| earlier != length) {
                             return Err(BadResponse::ContentLength);
                         }
@@ -117,11 +119,13 @@ impl ResponseHead {
                     }
                 }
                 Name::TransferEncoding => {
-                    if value.eq_ignore_ascii_case(b"chunked") && !self.is_chunked {
-                        self.is_chunked = true;
-                    } else if !value.eq_ignore_ascii_case(b"identity") {
+                    let is_chunked = value.eq_ignore_ascii_case(CHUNKED);
+                    let is_known = is_chunked || value.eq_ignore_ascii_case(b"identity");
+                    if !is_known || has_encoding {
                         return Err(BadResponse::TransferEncoding);
                     }
+                    has_encoding = true;
+                    self.is_chunked = is_chunked;
                 }
                 Name::Connection => {
                     for option in elements(value) {
@@ -138,6 +142,8 @@ impl ResponseHead {
                 _ => {}
             }
         }
+        // Chunks in HTTP/1.0 are a fault, behind which nothing is read (RFC 9112, 6.1).
+        let keeps_alive = keeps_alive && !self.is_chunked;
         self.keeps_alive = !closes && (self.version == Version::Http11 || keeps_alive);
         Ok(())
     }
@@ -228,11 +234,56 @@ fn read_field(bytes: &[u8], line: &[u8], text: &[u8]) -> Option<Field> {
     if name.first() != written.first() || !is_token(name) || !is_value(value) {
         return None;
     }
-    Some(Field {
+    let field = Field {
         line: Span::within(bytes, line),
         name: Span::within(bytes, name),
         value: Span::within(bytes, trimmed(value)),
         known: Name::of(name),
         is_clean: name.len() == written.len() && line.ends_with(b"\r\n"),
-    })
+    };
+    Some(field.normalized(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn read(head: &str) -> Result<ResponseHead, BadResponse> {
+        let mut response = ResponseHead::default();
+        let read = response.read(&mut head.as_bytes().to_vec(), 64);
+        read.map(|()| response)
+    }
+
+    #[test]
+    fn a_server_says_one_coding_once() {
+        let with = |lines: &str| read(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n"));
+        let (chunked, identity) = (
+            "Transfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+        );
+        let framing = |lines: &str| with(lines).map(|head| head.framing(false));
+        assert_eq!(framing(chunked), Ok(Framing::Chunked));
+        assert_eq!(framing(identity), Ok(Framing::UntilClose));
+        for lines in [
+            [chunked, chunked].concat(),
+            [chunked, identity].concat(),
+            [identity, chunked].concat(),
+            [identity, identity].concat(),
+        ] {
+            assert_eq!(framing(&lines), Err(BadResponse::TransferEncoding));
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_behind_chunks_of_http_1_0() {
+        let keeps = |version: &str, line: &str| {
+            let head = format!("{version} 200 OK\r\nConnection: keep-alive\r\n{line}\r\n\r\n");
+            read(&head).unwrap().keeps_alive
+        };
+        assert!(keeps("HTTP/1.1", "Transfer-Encoding: chunked"));
+        assert!(keeps("HTTP/1.0", "Content-Length: 1"));
+        assert!(!keeps("HTTP/1.0", "Transfer-Encoding: chunked"));
+    }
 }

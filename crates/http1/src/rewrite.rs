@@ -2,7 +2,7 @@
 //! was written.
 
 use crate::Framing;
-use crate::field::{Field, Name, Span};
+use crate::field::{CHUNKED, Field, Name, Span};
 use crate::grammar::elements;
 use crate::request::{RequestHead, Target, Version, can_carry};
 use crate::response::ResponseHead;
@@ -18,6 +18,8 @@ pub struct ForBackend<'a> {
     pub scheme: &'a str,
     /// Whether what the request says of its client is kept: it came from a trusted proxy.
     pub is_trusted: bool,
+    /// How many trusted proxies were behind the one that named the client: of a list, what that one said counts ([`RequestHead::said`]).
+    pub behind: usize,
     /// The id under which it is in the log.
     pub request_id: &'a str,
 }
@@ -77,11 +79,13 @@ fn write_client(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], made: ForBa
         out.extend_from_slice(name);
         out.extend_from_slice(b": ");
         let mut kept = false;
-        if made.is_trusted {
+        if made.is_trusted && !appends {
+            if let Some(said) = head.said(known, bytes, made.behind) {
+                out.extend_from_slice(said);
+                kept = true;
+            }
+        } else if made.is_trusted {
             for value in head.values(known, bytes).filter(|value| !value.is_empty()) {
-                if kept && !appends {
-                    break;
-                }
                 if kept {
                     out.extend_from_slice(b", ");
                 }
@@ -115,18 +119,47 @@ fn write_client(out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8], made: ForBa
         false,
         &[authority],
     );
-    if made.is_trusted && head.values(Name::XForwardedPort, bytes).next().is_some() {
+    let says = |known| made.is_trusted && head.said(known, bytes, made.behind).is_some();
+    if says(Name::XForwardedPort) {
         write(out, b"X-Forwarded-Port", Name::XForwardedPort, false, &[]);
     }
-    let (open, close) = if peer.contains(&b':') {
+    let of_peer = element(peer, authority, scheme);
+    let says_forwarded = || {
+        head.values(Name::Forwarded, bytes)
+            .any(|value| !value.is_empty())
+    };
+    if made.is_trusted && made.client != made.peer && !says_forwarded() {
+        // A proxy that says it by X-Forwarded-* alone: apps that read RFC 7239 learn the same, and not that the proxy is the client.
+        let said = |known| {
+            head.said(known, bytes, made.behind)
+                .filter(|said| is_plain(said))
+        };
+        let host = said(Name::XForwardedHost).unwrap_or(authority);
+        let proto = said(Name::XForwardedProto).unwrap_or(scheme);
+        let of_client = element(made.client.as_bytes(), host, proto);
+        let both = [&of_client[..], &[b", "], &of_peer].concat();
+        write(out, b"Forwarded", Name::Forwarded, true, &both);
+    } else {
+        write(out, b"Forwarded", Name::Forwarded, true, &of_peer);
+    }
+    write_line(out, b"X-Real-IP", made.client.as_bytes());
+    write_line(out, b"X-Request-Id", made.request_id.as_bytes());
+}
+
+/// The parts of an element of `Forwarded`: for whom, the host that was asked for, and how (RFC 7239).
+fn element<'a>(address: &'a [u8], host: &'a [u8], proto: &'a [u8]) -> [&'a [u8]; 6] {
+    let (open, close) = if address.contains(&b':') {
         (&b"for=\"["[..], &b"]\";host=\""[..])
     } else {
         (&b"for="[..], &b";host=\""[..])
     };
-    let element = [open, peer, close, authority, b"\";proto=", scheme];
-    write(out, b"Forwarded", Name::Forwarded, true, &element);
-    write_line(out, b"X-Real-IP", made.client.as_bytes());
-    write_line(out, b"X-Request-Id", made.request_id.as_bytes());
+    [open, address, close, host, b"\";proto=", proto]
+}
+
+/// Whether what somebody said can be in an element of `Forwarded` as it is.
+fn is_plain(said: &[u8]) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b".:-_[]".contains(byte);
+    !said.is_empty() && said.iter().all(is_plain)
 }
 
 /// What a proxy says of a response.
@@ -210,7 +243,12 @@ fn write_fields(
         if !field.is_clean {
             out.extend_from_slice(run.of(bytes));
             run = Span::default();
-            write_line(out, field.name.of(bytes), field.value.of(bytes));
+            let value = match field.known {
+                // In whatever letters it came; there is no other.
+                Name::TransferEncoding => CHUNKED,
+                _ => field.value.of(bytes),
+            };
+            write_line(out, field.name.of(bytes), value);
         } else if run.end() == field.line.start() {
             run = Span::new(run.start(), field.line.end());
         } else {
@@ -256,11 +294,53 @@ mod tests {
             client: "192.0.2.1",
             scheme: "http",
             is_trusted: false,
+            behind: 0,
             request_id: "0123",
         };
         let mut out = Vec::new();
         write_request(&mut out, &head, &bytes[..end], made);
         Some((head, out))
+    }
+
+    #[test]
+    fn forwarded_says_what_a_trusted_proxy_said_by_other_headers_and_what_it_said_itself() {
+        let forwarded = |lines: &str| {
+            let bytes = format!(
+                "GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-For: 2001:db8::7\r\n{lines}\r\n"
+            );
+            let mut head = RequestHead::default();
+            head.read(bytes.as_bytes(), LIMITS).unwrap();
+            let made = ForBackend {
+                peer: "192.0.2.1",
+                client: "2001:db8::7",
+                scheme: "http",
+                is_trusted: true,
+                behind: 0,
+                request_id: "0123",
+            };
+            let mut out = Vec::new();
+            write_request(&mut out, &head, bytes.as_bytes(), made);
+            let text = String::from_utf8(out).unwrap();
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("Forwarded: "));
+            line.unwrap().to_owned()
+        };
+        let of_proxy = "for=192.0.2.1;host=\"a.test\";proto=http";
+        assert_eq!(
+            forwarded("X-Forwarded-Proto: https\r\nX-Forwarded-Host: b.test:443\r\n"),
+            format!("for=\"[2001:db8::7]\";host=\"b.test:443\";proto=https, {of_proxy}")
+        );
+        // What cannot be in an element as it is is not.
+        assert_eq!(
+            forwarded("X-Forwarded-Proto: https;for=1.1.1.1\r\nX-Forwarded-Host: b\";x\r\n"),
+            format!("for=\"[2001:db8::7]\";host=\"a.test\";proto=http, {of_proxy}")
+        );
+        let said = "for=203.0.113.7;proto=https";
+        assert_eq!(
+            forwarded(&format!("Forwarded: {said}\r\n")),
+            format!("{said}, {of_proxy}")
+        );
     }
 
     /// Headers as clients that mean no good write them, mostly valid.
@@ -285,6 +365,9 @@ mod tests {
             "4",
             "chunked",
             "0",
+            "004",
+            "CHUNKED",
+            "chunked,",
             "close",
             "x-forwarded-for, host",
             "upgrade",
@@ -328,6 +411,17 @@ mod tests {
             prop_assert_eq!(values("x-forwarded-for"), vec![b"192.0.2.1".to_vec()]);
             prop_assert_eq!(values("x-real-ip"), vec![b"192.0.2.1".to_vec()]);
             prop_assert_eq!(values("host").len(), 1);
+            // What frames it has one form.
+            for line in String::from_utf8_lossy(&out).split("\r\n") {
+                let (name, value) = line.split_once(':').unwrap_or_default();
+                let form = match (name.to_ascii_lowercase().as_str(), head.framing) {
+                    ("content-length", Framing::Length(length)) => format!(" {length}"),
+                    ("content-length", _) => " 0".to_owned(),
+                    ("transfer-encoding", _) => " chunked".to_owned(),
+                    _ => continue,
+                };
+                prop_assert_eq!(value, form);
+            }
             let lengths = (values("content-length").len(), values("transfer-encoding").len());
             let expected = match head.framing {
                 Framing::Chunked => (0, 1),

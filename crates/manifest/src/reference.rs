@@ -21,7 +21,7 @@ pub fn reference_page() -> String {
         formats: Vec::new(),
     };
     page.line("<!-- Made from the types in crates/manifest/src/authored.rs; to make it again:");
-    page.line("     UPDATE_EXPECT=1 cargo nextest run --release -p manifest the_page -->");
+    page.line("     UPDATE_EXPECT=1 cargo test --release -p manifest the_page -->");
     page.line("");
     page.line("# The manifest");
     page.line("");
@@ -270,7 +270,7 @@ impl<'s> Page<'s> {
         self.line(
             "`{code, path, line, column, message, hint}`. Lines and columns count from 1, columns",
         );
-        self.line("in characters; `hint` may be null. Codes do not change; there may be new ones.");
+        self.line("in characters; `hint` may be null, and where several files are named `file` says which ([json.md](json.md)). Codes do not change; there may be new ones.");
         self.line("");
         self.line("| Code | When |");
         self.line("|---|---|");

@@ -374,6 +374,10 @@ mod tests {
 
     async fn refusal(server: Option<&str>, token: Option<&str>) -> String {
         let dir = tempfile::tempdir().unwrap();
+        // The usual port may belong to a node of this machine.
+        let any_port = std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+        let port = any_port.local_addr().unwrap().port();
+        drop(any_port);
         let applicant = Applicant {
             role: EnrollRole::Node,
             server: server.map(str::to_owned),
@@ -381,7 +385,10 @@ mod tests {
             name: "box".to_owned(),
             region: "home".to_owned(),
             hardware: Hardware::default(),
-            underlay: UnderlayOptions::default(),
+            underlay: UnderlayOptions {
+                port,
+                advertise: None,
+            },
         };
         let error = Membership::load_or_join(dir.path(), &applicant)
             .await
@@ -417,7 +424,11 @@ mod tests {
             name: "box".to_owned(),
             region: "home".to_owned(),
             hardware: Hardware::default(),
-            underlay: UnderlayOptions::default(),
+            // Not the usual port: a cluster of this machine may have it.
+            underlay: UnderlayOptions {
+                port: 40_004,
+                advertise: None,
+            },
         };
         let joined = Membership::load_or_join(dir.path(), &applicant).await;
         let error = joined.unwrap_err();

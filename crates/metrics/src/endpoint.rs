@@ -29,6 +29,9 @@ const MAX_CONNECTION_TIME: Duration = Duration::from_secs(300);
 /// The head of a request has to be there within this time; idle connections are closed after it. Prometheus scrapes each minute by default.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// How long a last request may be on its way once nobody is answered any more.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,14 +44,36 @@ pub async fn start(
     registry: Registry,
     readiness: Readiness,
 ) -> Result<DropGuard, CannotListen> {
+    let listener = match address {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+    Ok(start_on(listener, registry, readiness))
+}
+
+/// Listens for those who watch. They wait until [`start_on`] answers them.
+///
+/// # Errors
+/// The address is taken, or not this machine's.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, CannotListen> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| CannotListen { address, source })
+}
+
+/// [`start`], on a listener that is there.
+pub fn start_on(
+    listener: Option<TcpListener>,
+    registry: Registry,
+    readiness: Readiness,
+) -> DropGuard {
     let shutdown = CancellationToken::new();
-    if let Some(address) = address {
-        let listener = TcpListener::bind(address).await;
-        let listener = listener.map_err(|source| CannotListen { address, source })?;
-        tracing::info!(%address, "metrics are told");
+    if let Some(listener) = listener {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "metrics are told");
+        }
         tokio::spawn(serve(listener, registry, readiness, shutdown.clone()));
     }
-    Ok(shutdown.drop_guard())
+    shutdown.drop_guard()
 }
 
 /// The port for those who watch cannot be had.
@@ -82,12 +107,12 @@ async fn serve(
                     let (_, oldest) = open.remove(to_end(&open));
                     oldest.cancel();
                 }
-                let end = shutdown.child_token();
+                let end = CancellationToken::new();
                 open.push((from.ip().to_canonical(), end.clone()));
-                let told = Arc::clone(&told);
+                let (told, shutdown) = (Arc::clone(&told), shutdown.clone());
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = serve_one(stream, told) => {}
+                        () = serve_one(stream, told, shutdown) => {}
                         () = tokio::time::sleep(MAX_CONNECTION_TIME) => {}
                         () = end.cancelled() => {}
                     }
@@ -112,16 +137,38 @@ fn to_end(open: &[(IpAddr, CancellationToken)]) -> usize {
     oldest.unwrap_or_default()
 }
 
-async fn serve_one(stream: TcpStream, told: Arc<(Registry, Readiness)>) {
+/// Answers on one connection; after `shutdown` until the request in flight, or one that is on its way, is answered.
+async fn serve_one(
+    stream: TcpStream,
+    told: Arc<(Registry, Readiness)>,
+    shutdown: CancellationToken,
+) {
+    let is_ending = shutdown.clone();
     let service = service_fn(move |request| {
-        let told = Arc::clone(&told);
-        async move { Ok::<_, Infallible>(answer(&told.0, &told.1, &request)) }
+        let (told, is_last) = (Arc::clone(&told), is_ending.is_cancelled());
+        async move {
+            let mut answer = answer(&told.0, &told.1, &request);
+            if is_last {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
+    let mut connection = std::pin::pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => match tokio::time::timeout(LAST_ANSWER_TIMEOUT, connection).await {
+            Ok(ended) => ended,
+            Err(_) => return,
+        },
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection of the metrics ended");
     }
 }
@@ -226,5 +273,27 @@ mod tests {
         asking.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         shutdown.cancel();
+    }
+
+    #[tokio::test]
+    async fn who_is_connected_when_it_ends_is_answered_once_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let told = (Registry::default(), Readiness::default());
+        tokio::spawn(serve(listener, told.0, told.1, shutdown.clone()));
+        let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let mut early = TcpStream::connect(address).await.unwrap();
+        // It is accepted after the other one.
+        let mut late = TcpStream::connect(address).await.unwrap();
+        let mut answer = String::new();
+        late.write_all(request).await.unwrap();
+        late.read_to_string(&mut answer).await.unwrap();
+        shutdown.cancel();
+        tokio::task::yield_now().await;
+        early.write_all(request).await.unwrap();
+        answer.clear();
+        early.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 }

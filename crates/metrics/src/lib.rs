@@ -14,7 +14,7 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEn
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use crate::endpoint::{CannotListen, start};
+pub use crate::endpoint::{CannotListen, listen, start, start_on};
 pub use crate::readiness::{Readiness, Waits};
 
 /// Upper bounds of the buckets of what takes from a millisecond to half a minute, in seconds.

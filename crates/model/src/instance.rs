@@ -94,7 +94,7 @@ pub enum Runs {
     ReleaseCommand,
     /// A command of a user (`platform run`), once, in an instance of its own. It has no ports, checks and volumes.
     Command {
-        /// Whether its user is at the other end of its streams (`HostFrame::Exec`): it begins when they are, and ends when they leave. Else
+        /// Whether its user is at the other end of its streams: it begins when they are, and ends when they leave. Else
         /// it begins at once, and its output goes to the instance's log.
         attached: bool,
         /// When it is ended, should it still run then.

@@ -62,6 +62,16 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl Failure {
+    /// Whether it may come right by itself: the server is away, or busy.
+    pub(crate) fn may_pass(&self) -> bool {
+        let Self::Because { error, .. } = self else {
+            return false;
+        };
+        display::causes(error.as_ref())
+            .find_map(|cause| cause.downcast_ref::<ClientError>())
+            .is_some_and(ClientError::is_transient)
+    }
+
     /// A failure of our own, without a cause.
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self::Because {

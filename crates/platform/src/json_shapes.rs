@@ -23,8 +23,9 @@ use serde_json::{Value, json};
 
 use crate::commands::doctor::Finding;
 use crate::printed::{
-    ContextRow, Deployed, Destroyed, Forwarding, InspectedImage, Mistake, ProgramVersion,
-    RootDiskReport, SecretsSet,
+    BackedUp, CaRotation, ContextRow, Deployed, Destroyed, Forwarding, InspectedImage,
+    JoinedMember, LoggedIn, Mistake, ProgramVersion, Removed, RestoredBackup, RootDiskReport,
+    SecretsSet, ServerSetUp, Signalled, TakenDown,
 };
 
 /// A command prints one value.
@@ -119,10 +120,12 @@ shapes! {
     STARTED = Whole of RunResponse, "run --detach", "The instance that runs the command; without `--detach` nothing of this command is JSON";
     FORWARDINGS = Lines of Forwarding, "forward", "Each local address, once it is listened on";
     STATS = Watched of StatsRow, "top", "What the instances use";
+    SIGNALLED = Whole of Signalled, "signal", "The signal that was sent";
     SCALED = Whole of EnvRow, "scale", "The env, with the number of instances that are wanted now";
     ENVS = Watched of EnvRow, "envs", "The envs";
     SECRETS_SET = Whole of SecretsSet, "secrets set", "The bundle, and the release that runs with it";
     SECRETS = Whole of Vec<SecretRow>, "secrets list", "The secret bundles of the env, without what is in them";
+    REMOVED = Whole of Removed, "secrets delete, nodes remove, edges remove, registries logout, certificates remove, tokens revoke, users remove, users tokens revoke, orgs remove, apps remove, contexts remove", "What is gone";
     VOLUMES = Whole of Vec<VolumeRow>, "volumes", "The volumes";
     VOLUMES_DELETED = Whole of Vec<VolumeId>, "volumes delete", "The volumes that are gone";
     DESTROYED = Whole of Destroyed, "destroy", "The env that was destroyed";
@@ -131,8 +134,10 @@ shapes! {
     IMAGE = Whole of InspectedImage, "image inspect", "The image";
     ROOT_DISK = Whole of RootDiskReport, "image disk", "The disk that was built";
     NODES = Watched of NodeRow, "nodes", "The nodes";
+    NODE = Whole of NodeRow, "nodes cordon, nodes uncordon, nodes drain, nodes label, nodes set-org, nodes stop-unknown, nodes approve, nodes revoke, nodes rotate-keys", "The node, as it is now";
     EDGES = Whole of Vec<EdgeRow>, "edges", "The edges";
-    NETWORK = Whole of NetworkStatus, "network", "The overlay network and its members";
+    EDGE = Whole of EdgeRow, "edges approve, edges revoke, edges rotate-keys", "The edge, as it is now";
+    NETWORK = Whole of NetworkStatus, "network, network set", "The overlay network and its members";
     DIAGNOSIS = Whole of NetworkDiagnosis, "network doctor", "All that the members measured, and what is wrong";
     IMAGES = Whole of Vec<ImageRow>, "images", "The images in the caches of the nodes";
     REGISTRIES = Whole of Vec<RegistryRow>, "registries", "The registries that the cluster is logged in to";
@@ -140,16 +145,28 @@ shapes! {
     CERTIFICATES = Whole of Vec<CertificateRow>, "certificates, certificates list", "The certificates of hosts";
     CERTIFICATE = Whole of CertificateRow, "certificates add", "The certificate that was added";
     INGRESS_CA = Whole of IngressCaRow, "certificates ca", "The CA of the hosts that have no certificate of their own";
-    ACME = Whole of AcmeStatus, "certificates acme, certificates acme show, certificates acme on", "The certificates by ACME: how it goes";
+    ACME = Whole of AcmeStatus, "certificates acme, certificates acme show, certificates acme on, certificates acme off, certificates acme retry", "The certificates by ACME: how it goes";
     TOKEN = Whole of CreateTokenResponse, "tokens create", "The token, which is shown once";
     TOKENS = Whole of Vec<TokenRow>, "tokens list", "The enrollment tokens, without their secrets";
     USERS = Whole of Vec<UserRow>, "users", "The users";
+    USER = Whole of UserRow, "users grant", "The user, as it is now";
+    USER_LEFT = Whole of Option<UserRow>, "users revoke", "The user, with the roles that are left; null where `platform users` does not list the user any more";
     USER_TOKENS = Whole of Vec<UserTokenRow>, "users tokens", "The tokens of users, without their secrets";
     USER_TOKEN = Whole of CreateUserTokenResponse, "users tokens create", "The token, which is shown once";
     ORGS = Whole of Vec<OrgRow>, "orgs", "The orgs";
+    ORG = Whole of OrgRow, "orgs create", "The org";
     APPS = Whole of Vec<AppRow>, "apps", "The apps";
+    APP = Whole of AppRow, "apps move", "The app, as it is now";
+    LOGGED_IN = Whole of LoggedIn, "login", "The cluster, as it is kept here, and who you are in it";
     WHO_AM_I = Whole of WhoAmI, "whoami", "Who you are in the cluster";
     CONTEXTS = Whole of Vec<ContextRow>, "contexts", "The clusters that are known here";
+    CONTEXT = Whole of ContextRow, "contexts use", "The cluster that commands are for now";
+    SERVER_SET_UP = Whole of ServerSetUp, "server init", "What was set up";
+    CA = Whole of CaRotation, "server rotate-ca", "The cluster's CA, and who has learnt of it";
+    BACKUP = Whole of BackedUp, "server backup", "The backup";
+    RESTORED = Whole of RestoredBackup, "server restore", "What the backup has";
+    JOINED = Whole of JoinedMember, "node join, edge join", "Who this machine is in the cluster";
+    TAKEN_DOWN = Whole of TakenDown, "node down, edge down", "The role of which nothing is left running";
     FINDINGS = Whole of Vec<Finding>, "doctor", "What was checked on this machine";
     VERSION = Whole of ProgramVersion, "version", "This program's version";
 }

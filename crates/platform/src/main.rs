@@ -2,7 +2,7 @@
 //!
 //! This file only starts the command; each command is a module of [`commands`], what they share is
 //! beside them: [`connection`] (which cluster, which app), [`output`] (tables, JSON), [`json_shapes`] and [`printed`] (what is printed as JSON), [`shutdown`] (how a role is stopped),
-//! [`role_options`], [`join_token`], [`service`] (how a role is set up), [`notify`] (what it tells systemd), [`registry_access`] (registries and logins), [`watch`] (a list again and again), [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
+//! [`role_options`], [`join_token`], [`service`] (how a role is set up), [`notify`] (what it tells systemd), [`succession`] and [`sockets`] (how one edge takes the place of another), [`registry_access`] (registries and logins), [`watch`] (a list again and again), [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
 //! Exit status: 0 done, 1 the user's input is wrong or the cluster refuses, 2 usage.
 
 mod cli;
@@ -21,6 +21,8 @@ mod role_options;
 mod rollout;
 mod service;
 mod shutdown;
+mod sockets;
+mod succession;
 mod units;
 mod watch;
 

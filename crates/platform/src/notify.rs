@@ -1,4 +1,4 @@
-//! What a role tells the systemd that started it (sd_notify(3)): that it does its work, and which listening socket to keep.
+//! What a role tells the systemd that started it (sd_notify(3)): that it does its work, which process does, and which listening sockets to keep.
 //!
 //! A kept socket listens on while the role is started again, so that no client is refused meanwhile: those that connect wait in
 //! the kernel's queue for the next process. systemd closes it when the unit is stopped. Where no unit started this process,
@@ -7,102 +7,44 @@
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::TcpListener;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 
-use edge_proxy::KeepPorts;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg_addr, socket_with,
 };
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-/// The descriptor of the first socket that systemd hands over (sd_listen_fds(3)).
-const FIRST: i32 = 3;
 /// Most sockets that are looked at: as many as the unit of the edge may have kept.
-const MOST: i32 = 4096;
-/// What the names of the sockets of TCP routes begin with; the port follows.
-const PORT_PREFIX: &str = "tcp-";
-/// A listening socket of a role, by the name under which it is kept.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Kept {
-    /// For plain HTTP.
-    Http,
-    /// For HTTPS.
-    Https,
-}
-
-impl Kept {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Http => "listener",
-            Self::Https => "listener-tls",
-        }
-    }
-}
+const MOST: usize = 4096;
 
 /// The role does its work.
 pub(crate) fn ready() {
     notify("READY=1", &[]);
 }
 
-/// The socket that the process before this one had kept, if it listens on this address. Others are not kept any longer.
-pub(crate) fn kept_listener(kept: Kept, address: SocketAddr) -> Option<TcpListener> {
-    let count = handed_over()?;
-    let found = (FIRST..FIRST.saturating_add(count)).find_map(|number| {
-        let listener = listener_at(number).ok()?;
-        (listener.local_addr().ok()? == address).then_some(listener)
-    });
-    if found.is_none() && count > 0 {
-        stop_keeping(kept);
-    }
-    found
+/// Another process is the unit's main one from now on. What this one says after it is not heard.
+pub(crate) fn main_process(pid: i32) {
+    notify(&format!("MAINPID={pid}"), &[]);
 }
 
-/// The sockets of TCP routes that the process before this one had kept.
-pub(crate) fn kept_ports() -> Vec<TcpListener> {
-    let Some(count) = handed_over() else {
-        return Vec::new();
+/// The sockets that the process before this one had kept, by their names. No program that this one starts has them: the process of WireGuard outlives it, and
+/// would listen for ever. Blocks.
+pub(crate) fn kept() -> Vec<(String, TcpListener)> {
+    let numbers = match sd_notify::listen_fds() {
+        Ok(numbers) => numbers,
+        Err(error) => {
+            tracing::warn!(%error, "cannot use the sockets that systemd kept");
+            return Vec::new();
+        }
     };
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
-    let numbers = (FIRST..FIRST.saturating_add(count)).zip(names.split(':'));
-    let of_ports = numbers.filter(|(_, name)| name.starts_with(PORT_PREFIX));
-    of_ports
-        .filter_map(|(number, _)| listener_at(number).ok())
+    let names = names.split(':').chain(std::iter::repeat(""));
+    (numbers.zip(names).take(MOST))
+        .filter_map(|(number, name)| Some((name.to_owned(), listener_at(number).ok()?)))
         .collect()
-}
-
-/// Has systemd keep the sockets of TCP routes.
-#[derive(Debug)]
-pub(crate) struct Ports;
-
-impl KeepPorts for Ports {
-    fn keep(&self, listener: &tokio::net::TcpListener) {
-        if let Ok(address) = listener.local_addr() {
-            let message = format!("FDSTORE=1\nFDNAME={PORT_PREFIX}{}", address.port());
-            notify(&message, &[listener.as_fd()]);
-        }
-    }
-
-    fn stop_keeping(&self, address: SocketAddr) {
-        let message = format!("FDSTOREREMOVE=1\nFDNAME={PORT_PREFIX}{}", address.port());
-        notify(&message, &[]);
-    }
-}
-
-/// How many descriptors systemd handed over to this process.
-fn handed_over() -> Option<i32> {
-    let number = |name| std::env::var(name).ok()?.parse::<i32>().ok();
-    if number("LISTEN_PID")? != getpid().as_raw_nonzero().get() {
-        return None;
-    }
-    Some(number("LISTEN_FDS")?.min(MOST))
-}
-
-/// Has systemd keep that socket no longer.
-pub(crate) fn stop_keeping(kept: Kept) {
-    notify(&format!("FDSTOREREMOVE=1\nFDNAME={}", kept.name()), &[]);
 }
 
 /// A copy of a socket by the number of its descriptor.
@@ -115,9 +57,13 @@ fn listener_at(number: i32) -> io::Result<TcpListener> {
 }
 
 /// Has systemd keep a listening socket for the next process of this unit.
-pub(crate) fn keep_listener(kept: Kept, listener: impl AsFd) {
-    let message = format!("FDSTORE=1\nFDNAME={}", kept.name());
-    notify(&message, &[listener.as_fd()]);
+pub(crate) fn keep(name: &str, socket: BorrowedFd<'_>) {
+    notify(&format!("FDSTORE=1\nFDNAME={name}"), &[socket]);
+}
+
+/// Has systemd keep the socket of this name no longer.
+pub(crate) fn stop_keeping(name: &str) {
+    notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
 }
 
 fn notify(message: &str, sockets: &[BorrowedFd<'_>]) {

@@ -38,6 +38,36 @@ pub(crate) fn json<T: Serialize>(_: impl Prints<T>, value: &T) -> Result<(), Fai
     Ok(())
 }
 
+/// Prints a value of a shape that is documented to programs; people have the sentence, on standard error.
+pub(crate) fn json_or_note<T: Serialize>(
+    format: FormatArguments,
+    shape: impl Prints<T>,
+    value: &T,
+    sentence: impl Display,
+) -> Result<(), Failure> {
+    match format.format {
+        Format::Json => json(shape, value),
+        Format::Text => {
+            note(sentence);
+            Ok(())
+        }
+    }
+}
+
+/// Prints a line of a command on standard output; where that is for a program, on standard error.
+pub(crate) fn line_for_people(
+    format: FormatArguments,
+    text: impl Display,
+) -> Result<(), OutputError> {
+    match format.format {
+        Format::Json => {
+            note(text);
+            Ok(())
+        }
+        Format::Text => line(text),
+    }
+}
+
 /// Prints a value of a shape that is documented, as a line of JSON.
 pub(crate) fn json_line<T: Serialize>(_: Lines<T>, value: &T) -> Result<(), Failure> {
     line(serde_json::to_string(value)?)?;

@@ -7,6 +7,7 @@ use tokio::process::Command;
 
 use crate::failure::Failure;
 use crate::output::note;
+use crate::printed::RoleStart;
 
 /// It is there where systemd is the machine's init (sd_booted(3)).
 const SYSTEMD_RUNS: &str = "/run/systemd/system";
@@ -71,26 +72,30 @@ impl Start<'_> {
 }
 
 /// Enables and starts the unit of the role, so that it comes back with the machine. Where it cannot, says what starts the role.
-pub(crate) async fn start(start: Start<'_>) -> Result<(), Failure> {
+pub(crate) async fn start(start: Start<'_>) -> Result<RoleStart, Failure> {
     let Start { role, .. } = start;
-    if let Some(command) = start.by_command() {
-        note(format!("start it: {command}"));
-        return Ok(());
-    }
-    if !has_unit(role).await {
-        note(format!("start it: platform {role}"));
-        return Ok(());
-    }
     let unit = unit(role);
-    if start.by_hand {
-        note(format!("start it: systemctl enable --now {unit}"));
-        return Ok(());
+    let command = match start.by_command() {
+        Some(command) => Some(command),
+        None if !has_unit(role).await => Some(format!("platform {role}")),
+        None if start.by_hand => Some(format!("systemctl enable --now {unit}")),
+        None => None,
+    };
+    if let Some(command) = command {
+        note(format!("start it: {command}"));
+        return Ok(RoleStart {
+            started: false,
+            command: Some(command),
+        });
     }
     systemctl(&["enable", "--quiet", &unit], &unit).await?;
     let verb = if start.restart { "restart" } else { "start" };
     systemctl(&[verb, &unit], &unit).await?;
     note(format!("{unit} runs, and starts with the machine"));
-    Ok(())
+    Ok(RoleStart {
+        started: true,
+        command: None,
+    })
 }
 
 async fn systemctl(words: &[&str], unit: &str) -> Result<(), Failure> {
@@ -109,12 +114,14 @@ async fn systemctl(words: &[&str], unit: &str) -> Result<(), Failure> {
     .hint(format!("its log: journalctl -u {unit} -n 30")))
 }
 
-/// Says that changed options are used from the next start of the role on.
-pub(crate) fn note_changed(role: &str) {
+/// Says that changed options are used from the next start of the role on, which of an edge takes the place of the one that runs. Gives the command for that.
+pub(crate) fn note_changed(role: &str) -> String {
+    let verb = if role == "edge" { "reload" } else { "restart" };
+    let command = format!("systemctl {verb} {}", unit(role));
     note(format!(
-        "the options are kept; {role} uses them when it is started again: systemctl restart {}",
-        unit(role)
+        "the options are kept; {role} uses them when it is started again: {command}"
     ));
+    command
 }
 
 #[cfg(test)]

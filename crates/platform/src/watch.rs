@@ -57,8 +57,8 @@ pub(crate) async fn show<T: Serialize>(
                     shown = Some(text);
                 }
             }
-            // Before anything was shown, the input may be wrong.
-            Err(failure) if shown.is_none() => return Err(failure),
+            // Before anything was shown, the input may be wrong; later, what cannot come right by itself ends it.
+            Err(failure) if shown.is_none() || !failure.may_pass() => return Err(failure),
             Err(failure) => {
                 if !std::mem::replace(&mut failing, true) {
                     // Its status is of a command that ends.

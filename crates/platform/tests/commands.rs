@@ -50,16 +50,18 @@ fn case_a_program_is_given_the_version_and_the_shape_of_what_commands_print() {
         (&["schema", "ps"][..], "InstanceRow"),
         (&["schema", "ps", "--ended"], "EndedRow"),
         (&["schema", "secrets", "set"], "SecretsSet"),
+        (&["schema", "nodes", "cordon"], "NodeRow"),
+        (&["schema", "tokens", "revoke"], "Removed"),
     ] {
         let (status, text, _) = run(command(words));
         assert_eq!(status, 0, "{words:?}");
         let schema: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(schema["$defs"][of]["properties"].is_object(), "{text}");
     }
-    let (status, text, said) = run(command(&["schema", "signal"]));
+    let (status, text, said) = run(command(&["schema", "fmt"]));
     assert_eq!((status, text.as_str()), (1, ""));
     assert!(
-        said.contains("`platform signal`") && said.contains("secrets set"),
+        said.contains("`platform fmt`") && said.contains("secrets set"),
         "{said}"
     );
 }

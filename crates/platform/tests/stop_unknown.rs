@@ -1,7 +1,7 @@
 //! `platform nodes stop-unknown`, by the command line: what a node runs and the store does not know ends when a user says so.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -84,11 +84,20 @@ impl Server {
             name: "web-1".to_owned(),
             region: "local".to_owned(),
             hardware: hardware(),
-            underlay: UnderlayOptions::default(),
+            // A node of this machine may have the default port.
+            underlay: UnderlayOptions {
+                port: free_udp_port(),
+                ..UnderlayOptions::default()
+            },
         };
         let joined = Membership::load_or_join(data_dir, &applicant).await;
         joined.unwrap().client().unwrap()
     }
+}
+
+fn free_udp_port() -> u16 {
+    let free = UdpSocket::bind("[::]:0").unwrap();
+    free.local_addr().unwrap().port()
 }
 
 fn hardware() -> Hardware {

@@ -23,7 +23,7 @@ mod members;
 mod refused;
 
 pub use access::{check_app_is_empty, check_org_has_no_nodes};
-pub use refused::{MAX_NODE_LABELS, Refused};
+pub use refused::{MAX_BUNDLES_OF_AN_ENV, MAX_ENVS_OF_AN_APP, MAX_NODE_LABELS, Refused};
 
 use crate::access::AccessCommand;
 use crate::action::Action;
@@ -32,6 +32,7 @@ use crate::cluster_state::{
     ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Release, Rollout,
     Scheduling, TokenHash, TokenRecord, Volume, VolumePhase,
 };
+use crate::quota;
 use crate::reports::{apply_changes, apply_report};
 use crate::secret_versions;
 use crate::underlay::RecordedUnderlay;
@@ -333,27 +334,7 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             content,
         } => {
             not_frozen(cluster, env)?;
-            if cluster.next_secret_version(env, bundle) != Some(*version) {
-                return Err(Refused::SecretVersion {
-                    env: env.clone(),
-                    bundle: bundle.clone(),
-                    version: *version,
-                });
-            }
-            let before = cluster.secret_version(env, bundle);
-            cluster.add_secret_version(env, bundle, *version);
-            let key = (env.clone(), bundle.clone(), *version);
-            let before = Some(before).filter(|before| *before > 0);
-            let before = before.map(|before| (bundle.clone(), before)).into_iter();
-            Ok(Changes {
-                secrets: BTreeMap::from([(key, content.clone())]),
-                deleted_secret_versions: secret_versions::kept_no_longer(
-                    cluster,
-                    env,
-                    before.collect(),
-                ),
-                ..Changes::default()
-            })
+            secret_versions::add(cluster, env, bundle, *version, content)
         }
         Command::Report { node, report, now } => {
             if !cluster.nodes.contains_key(node) {
@@ -608,6 +589,7 @@ fn create_env(cluster: &mut ClusterState, key: &EnvKey, env: &Env) -> Result<Cha
     if cluster.envs.contains_key(key) {
         return Err(Refused::EnvExists(key.clone()));
     }
+    quota::check_room_for_env(cluster, key)?;
     let mut changes = written_env(key, env);
     let releases = env.releases.iter();
     let releases = releases.map(|(number, release)| ((key.clone(), *number), release.clone()));

@@ -2,8 +2,9 @@
 //!
 //! Events have the order in which they were decided. Of what one instance, node, edge or env does again and again (a crash loop, a probe
 //! that fails now and then) the first [`KEPT_APART`] events of a kind are kept; each later one takes the place of the one before it, and
-//! tells how many there were since when. So nothing that flaps drives the events of others out of the store. The same holds for what one user does, from the
-//! [`KEPT_OF_A_USER`]th of a kind on: nobody makes what others did be forgotten by doing very much.
+//! tells how many there were since when. So nothing that flaps drives the events of others out of the store. What one user does is kept apart up to
+//! [`KEPT_OF_A_USER`] events of a kind in a day, and folded beyond: nobody makes what others did be forgotten by doing very much, and nobody who does what a
+//! pipeline does has less than everything on record.
 
 // ring: events are a part of the changes, and are numbered as they are added to them.
 
@@ -17,8 +18,10 @@ use crate::table::Table;
 
 /// Events of one kind of one subject that are kept before they are folded.
 pub const KEPT_APART: u32 = 3;
-/// Events of one kind that one user caused that are kept before they are folded.
-pub const KEPT_OF_A_USER: u32 = 100;
+/// Events of one kind that one user caused within [`USER_DAY_MS`] that are kept before they are folded.
+pub const KEPT_OF_A_USER: u32 = 2_000;
+/// As long are the events of a user counted together, from the first one on, in milliseconds.
+pub const USER_DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// What has not happened for so long is not folded into what happened before, in milliseconds.
 pub const FOLD_WITHIN_MS: u64 = 60 * 60 * 1000;
 /// Events that are deleted with a batch at most, beside as many as the batch adds.
@@ -58,6 +61,17 @@ impl Subject {
         match self {
             Self::User(_) => KEPT_OF_A_USER,
             _ => KEPT_APART,
+        }
+    }
+}
+
+impl Fold {
+    /// Whether an event of now is one more of these.
+    fn goes_on(&self, subject: &Subject, now: Timestamp) -> bool {
+        match subject {
+            // Not by pauses: who does something every half an hour would repeat himself for ever.
+            Subject::User(_) => now.millis_since(self.since) < USER_DAY_MS,
+            _ => now.millis_since(self.at) < FOLD_WITHIN_MS,
         }
     }
 }
@@ -132,7 +146,7 @@ impl EventLog {
             event.number = self.last.saturating_add(1);
             if let Some(key) = fold_key(&event)
                 && let Some(before) = self.folds.get(&key)
-                && event.at.millis_since(before.at) < FOLD_WITHIN_MS
+                && before.goes_on(&key.0, event.at)
             {
                 let (count, kept) = (before.count.saturating_add(1), key.0.kept_apart());
                 // What a user did now and then is no repetition.
@@ -158,7 +172,7 @@ impl EventLog {
         self.last = self.last.max(event.number);
         if let Some(key) = fold_key(event) {
             let before = self.folds.get(&key);
-            let before = before.filter(|before| event.at.millis_since(before.at) < FOLD_WITHIN_MS);
+            let before = before.filter(|before| before.goes_on(&key.0, event.at));
             let (count, since) = match (&key.0, before) {
                 (Subject::User(_), Some(before)) => (before.count.saturating_add(1), before.since),
                 _ => (event.count, event.since.unwrap_or(event.at)),
@@ -288,7 +302,8 @@ mod tests {
         let mut log = EventLog::default();
         let mut stored = Vec::new();
         let by = Actor::User("vie".parse().unwrap());
-        for round in 0..5_000 {
+        let rounds = KEPT_OF_A_USER + 1_000;
+        for round in 0..u64::from(rounds) {
             let mut changes = Changes::default();
             let made = |kind| Event::new(Timestamp(round * 10), by.clone(), kind, "a token");
             let both = [EventKind::UserTokenCreated, EventKind::UserTokenRevoked];
@@ -304,8 +319,26 @@ mod tests {
                 .iter()
                 .rev()
                 .take(2)
-                .all(|event| event.count == 5_000)
+                .all(|event| event.count == rounds)
         );
+    }
+
+    #[test]
+    fn all_that_a_pipeline_does_is_kept_whatever_else_it_did_before() {
+        let mut log = EventLog::default();
+        let mut stored = Vec::new();
+        // A deploy every ten minutes, for a month.
+        let deploys = 30 * 24 * 6;
+        for round in 0..deploys {
+            let mut changes = Changes::default();
+            let by = Actor::User("ci".parse().unwrap());
+            let at = Timestamp(round * 600_000);
+            let deployed = Event::new(at, by, EventKind::ReleaseDeployed, "a release");
+            log.add(vec![deployed], &mut changes);
+            store(&mut stored, &changes);
+        }
+        assert_eq!(stored.len() as u64, deploys);
+        assert!(stored.iter().all(|event| event.count == 1));
     }
 
     #[test]

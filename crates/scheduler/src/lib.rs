@@ -71,6 +71,7 @@ pub mod numbers;
 pub mod peers;
 pub mod placement;
 pub mod planner;
+pub mod quota;
 pub mod release;
 pub mod report_receiver;
 pub mod reports;

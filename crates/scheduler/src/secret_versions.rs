@@ -1,10 +1,42 @@
-//! Which versions of secret bundles are kept: the newest of each, and those of the releases that are kept.
+//! Versions of secret bundles: how one is added, and which are kept: the newest of each, and those of the releases that are kept.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::EnvKey;
 
+use crate::apply::Refused;
+use crate::changes::{Changes, SealedVersion};
 use crate::cluster_state::{ClusterState, Release};
+use crate::quota;
+
+/// Adds the next version of a bundle, the first one of a new bundle too.
+pub(crate) fn add(
+    cluster: &mut ClusterState,
+    env: &EnvKey,
+    bundle: &str,
+    version: u32,
+    content: &SealedVersion,
+) -> Result<Changes, Refused> {
+    if cluster.next_secret_version(env, bundle) != Some(version) {
+        return Err(Refused::SecretVersion {
+            env: env.clone(),
+            bundle: bundle.to_owned(),
+            version,
+        });
+    }
+    let before = cluster.secret_version(env, bundle);
+    if before == 0 {
+        quota::check_room_for_bundle(cluster, env)?;
+    }
+    cluster.add_secret_version(env, bundle, version);
+    let key = (env.clone(), bundle.to_owned(), version);
+    let replaced = (before > 0).then(|| (bundle.to_owned(), before));
+    Ok(Changes {
+        secrets: BTreeMap::from([(key, content.clone())]),
+        deleted_secret_versions: kept_no_longer(cluster, env, replaced.into_iter().collect()),
+        ..Changes::default()
+    })
+}
 
 /// Every version of a bundle that a release has.
 pub(crate) fn of_release(release: &Release) -> BTreeSet<(String, u32)> {

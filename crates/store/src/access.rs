@@ -10,14 +10,15 @@ use scheduler::cluster_state::{Subject, TokenHash, UnreadableRecord};
 use crate::database::{Columns, Row, Transaction, Value, delete, insert_once, put};
 use crate::record::{JSON_VERSION, from_json, to_json};
 use crate::rows::{in_range, to_i64};
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, events};
 
 const TOKENS: &str = "user_tokens";
 const TOKENS_OF: &str = "hash, of_user, org, role, created_at, expires_at, made_by, note";
 
 impl Store {
     /// Lets a user in by a token, as an admin of the cluster where the user is not there yet. A server does it when it starts, whether it leads or not:
-    /// the rows are new, and nothing in memory is of them until the token is first shown ([`Self::user_token`]).
+    /// the rows are new, and nothing in memory is of them until the token is first shown ([`Self::user_token`]). It is taken into the cluster state then, which
+    /// is an event.
     pub async fn add_admin_token(
         &self,
         hash: &TokenHash,
@@ -80,21 +81,36 @@ impl Store {
     }
 }
 
-/// Reads all of it. Rows that cannot be read are named, and let nobody in.
+/// Reads all of it. Rows that cannot be read are named, and let nobody in. What a server has made for its own machine since the last event
+/// ([`Store::add_admin_token`]) is left out: no event has told it.
 pub(crate) async fn load(
     db: &mut dyn Transaction,
     unreadable: &mut Vec<UnreadableRecord>,
 ) -> Result<Access, StoreError> {
+    let last_event = events::last_at(db).await?;
     let orgs = "SELECT name, created_at FROM orgs";
     let apps = "SELECT name, org FROM apps";
     let users = "SELECT name, grants_json, created_at, json_version FROM users";
     let tokens = format!("SELECT {TOKENS_OF} FROM {TOKENS}");
-    Ok(Access::of(&AccessChanges {
+    let mut all = AccessChanges {
         orgs: records(&mut *db, "orgs", orgs, org, unreadable).await?,
         apps: records(&mut *db, "apps", apps, app, unreadable).await?,
         users: records(&mut *db, "users", users, user, unreadable).await?,
         tokens: records(&mut *db, "tokens of users", &tokens, token, unreadable).await?,
-    }))
+    };
+    let is_new = |token: &UserToken| token.by.is_none() && Some(token.created_at) > last_event;
+    let new = all
+        .tokens
+        .extract_if(.., |_, token| token.as_ref().is_some_and(is_new));
+    for token in new.filter_map(|(_, token)| token) {
+        // The user was made with it.
+        let made_with = |user: &UserRecord| user.created_at == token.created_at;
+        let user = all.users.get(&token.user).and_then(Option::as_ref);
+        if user.is_some_and(made_with) {
+            all.users.remove(&token.user);
+        }
+    }
+    Ok(Access::of(&all))
 }
 
 async fn records<K: Ord, V>(

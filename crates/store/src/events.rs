@@ -142,6 +142,16 @@ pub(crate) async fn last(db: &mut dyn Transaction) -> Result<u64, StoreError> {
     number("the number of an event", last)
 }
 
+/// When the last event was; `None`: there was none.
+pub(crate) async fn last_at(db: &mut dyn Transaction) -> Result<Option<Timestamp>, StoreError> {
+    let sql = "SELECT MAX(at) FROM events";
+    let rows = db.fetch(sql, Vec::new()).await;
+    let rows = rows.map_err(StoreError::query("read the time of the last event"))?;
+    let last: Option<i64> = rows.first().and_then(|row| row.get(0));
+    last.map(|at| Ok(Timestamp(number("a time", at)?)))
+        .transpose()
+}
+
 /// Writes what happened, and deletes what is kept no longer.
 pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result<(), StoreError> {
     let replaced = changes.replaced_events.iter();

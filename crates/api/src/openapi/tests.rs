@@ -24,6 +24,32 @@ fn docs_openapi_json_is_the_document() {
     expect_file!["../../../../docs/openapi.json"].assert_eq(&text);
 }
 
+/// Readers have no sources: neither paths of Rust nor names of constants tell them anything.
+#[test]
+fn descriptions_have_no_names_of_items() {
+    fn look(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                let text = fields.get("description").and_then(Value::as_str);
+                for name in text.unwrap_or_default().split('`').skip(1).step_by(2) {
+                    let is_constant = name.contains('_')
+                        && !name.starts_with("PLATFORM_")
+                        && name.chars().all(|c| c == '_' || c.is_ascii_uppercase());
+                    if name.contains("::") || is_constant {
+                        found.insert(name.to_owned());
+                    }
+                }
+                fields.values().for_each(|value| look(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| look(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    look(&document(), &mut found);
+    assert_eq!(found, BTreeSet::new());
+}
+
 #[test]
 fn docs_api_md_has_the_calls_of_the_document() {
     let mut listed = BTreeSet::new();

@@ -269,7 +269,20 @@ pub(crate) async fn grant(
         role,
         now: now(),
     };
-    carry_out(&app, &user, move |_| Ok(command)).await?;
+    // Users are the cluster's: an admin of an org learns of those of others neither that they are there, nor that they are not.
+    let unseen = org
+        .clone()
+        .filter(|_| role.is_none() && user.grants.cluster.is_none());
+    let taken_from = name.clone();
+    carry_out(&app, &user, move |cluster| {
+        let record = cluster.access.users().get(&taken_from);
+        let has_role = |org| record.is_some_and(|record| record.grants.orgs.contains_key(&org));
+        if unseen.is_none_or(has_role) {
+            return Ok(command);
+        }
+        Err(failed(&AccessRefused::NoUser(taken_from)))
+    })
+    .await?;
     let org = org.as_ref().map_or("", OrgName::as_str);
     let role = role.map_or("none", Role::as_str);
     tracing::info!(%user, name = %name, org, role, "gave a user a role");

@@ -30,10 +30,8 @@ pub(crate) async fn events(
     };
     let limit = query.limit.unwrap_or(EVENTS_LISTED);
     if !(1..=MAX_EVENTS_LISTED).contains(&limit) {
-        return Err(ApiFailure::refused(
-            "limit_out_of_range",
-            format!("`limit` is 1 to {MAX_EVENTS_LISTED}, not {limit}"),
-        ));
+        let text = format!("`limit` is {limit}: an answer has 1 to {MAX_EVENTS_LISTED} events");
+        return Err(ApiFailure::bad_request(text));
     }
     let last = last(&app);
     let mut filter = EventFilter {

@@ -230,6 +230,8 @@ struct Reader {
     lines: Lines,
     /// What is known of each instance's lines.
     progress: BTreeMap<InstanceId, Progress>,
+    /// Whether nodes were asked for the instances of the beginning.
+    has_asked: bool,
     ended: mpsc::UnboundedSender<Ended>,
     endings: mpsc::UnboundedReceiver<Ended>,
     /// Ends the streams when the reader is dropped.
@@ -244,6 +246,8 @@ struct Progress {
     told: bool,
     /// The time of the last line that came.
     last: Option<Timestamp>,
+    /// Whether it came after the reader: then all its lines are of what is followed, and none of the past.
+    is_late: bool,
 }
 
 impl Reader {
@@ -256,6 +260,7 @@ impl Reader {
             query,
             lines,
             progress: BTreeMap::new(),
+            has_asked: false,
             ended,
             endings,
             over: CancellationToken::new().drop_guard(),
@@ -417,10 +422,16 @@ impl Reader {
     async fn ask_for_missing(&mut self, cluster: &ClusterState) {
         let mut by_node: BTreeMap<NodeId, BTreeMap<InstanceId, ProcessName>> = BTreeMap::new();
         for (id, (node, process)) in wanted(cluster, &self.key, &self.query) {
-            if !self.progress.entry(id).or_default().streaming {
+            let is_late = self.has_asked;
+            let progress = self.progress.entry(id).or_insert_with(|| Progress {
+                is_late,
+                ..Progress::default()
+            });
+            if !progress.streaming {
                 by_node.entry(node).or_default().insert(id, process);
             }
         }
+        self.has_asked = true;
         for (node, instances) in by_node {
             let asked = match self.cannot_ask(cluster, node) {
                 Some(why) => Err(why),
@@ -447,15 +458,16 @@ impl Reader {
         node: NodeId,
         instances: &BTreeMap<InstanceId, ProcessName>,
     ) -> Result<(), AskError> {
-        let lasts = self
-            .progress
-            .iter()
-            .filter(|(id, _)| instances.contains_key(id));
-        let resumed = lasts.filter_map(|(_, progress)| progress.last).min();
+        let of_these = (self.progress.iter()).filter(|(id, _)| instances.contains_key(id));
+        let resumed = (of_these.clone())
+            .filter_map(|(_, progress)| progress.last)
+            .min();
+        let all_late = of_these.clone().all(|(_, progress)| progress.is_late);
         let wanted = LogsWanted {
-            tail: match resumed {
-                Some(_) => MAX_TAIL,
-                None => self.tail(),
+            tail: if resumed.is_some() || all_late {
+                MAX_TAIL
+            } else {
+                self.tail()
             },
             since: resumed.map_or(self.query.since, |last| Some(Timestamp(last.0 + 1))),
             previous: self.query.previous && resumed.is_none(),

@@ -42,6 +42,11 @@ pub(crate) async fn why(
                 ..EventFilter::default()
             };
             let told = of_instance(cluster, &user, *id);
+            // What is there, of an app that is another org's by now, is not told of by what happened before.
+            let is_known = cluster.instances.contains_key(id) || cluster.ended.contains_key(id);
+            if told.is_none() && is_known {
+                return Err(nothing(&query.subject));
+            }
             (told, of)
         }
         Found::Process(key, process) => {

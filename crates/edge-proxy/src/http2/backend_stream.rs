@@ -15,11 +15,13 @@ use h2::client::{ResponseFuture, SendRequest};
 use http1::{Framing, HeadEnd, RequestHead, RequestLimits, find_request_end};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use super::incoming::{Incoming, broken};
 use super::message;
 use super::outgoing::Outgoing;
 use crate::limits::{MAX_HEADERS, MAX_TARGET_BYTES};
+use crate::socket;
 
 /// What is read of a head that the edge wrote itself.
 const LIMITS: RequestLimits = RequestLimits {
@@ -29,12 +31,24 @@ const LIMITS: RequestLimits = RequestLimits {
 };
 
 /// The requests of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Uses {
     /// Those under way.
     pub(super) now: AtomicUsize,
     /// Those that were taken back before their answer had ended.
     pub(super) taken_back: AtomicU32,
+    /// Told of each that ended.
+    room: Arc<Notify>,
+}
+
+impl Uses {
+    pub(super) fn new(room: Arc<Notify>) -> Self {
+        Self {
+            now: AtomicUsize::new(0),
+            taken_back: AtomicU32::new(0),
+            room,
+        }
+    }
 }
 
 /// A request on a connection, until it is dropped.
@@ -51,6 +65,7 @@ impl InUse {
 impl Drop for InUse {
     fn drop(&mut self) {
         self.0.now.fetch_sub(1, Ordering::Relaxed);
+        self.0.room.notify_one();
     }
 }
 
@@ -72,6 +87,13 @@ impl BackendStream {
                 matches!(unread, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
             }
             Self::Http2(_) => false,
+        }
+    }
+
+    /// Whether it is closed by a reset from now on, as what is not whole. A stream is, wherever its request is not.
+    pub(crate) fn reset_at_close(&self, resets: bool) {
+        if let Self::Tcp(stream) = self {
+            socket::reset_at_close(stream, resets);
         }
     }
 }

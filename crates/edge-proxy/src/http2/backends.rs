@@ -1,9 +1,19 @@
 //! Connections to instances that speak HTTP/2 in clear text with prior knowledge (RFC 9113, 3.3). All clients share them: one carries as many requests as the
-//! instance allows, and only then there is another one.
+//! instance allows (SETTINGS_MAX_CONCURRENT_STREAMS), and only then there is another one, up to a number of them. One that allows none asks for no more: there is
+//! no other beside it.
+//!
+//! ```text
+//!   room on a connection --> a stream
+//!   none, and few connections, each of which allows some --> another connection --> a stream
+//!   none --> waits until a request ends, the instance allows more, or a connection ends --> looks again
+//!                   \-> not in time: full
+//! ```
 
 use std::collections::BTreeMap;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -13,11 +23,13 @@ use bytes::Bytes;
 use h2::Ping;
 use h2::client::{Builder, SendRequest};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{timeout, timeout_at};
 
 use super::backend_stream::{BackendStream, InUse, RequestStream, Uses};
 use crate::limits::{
-    BACKEND_STREAM_WINDOW, BACKEND_STREAMS, MAX_HEAD_BYTES, MAX_IDLE_AGE, MAX_TAKEN_BACK,
-    STREAM_SEND_BUFFER,
+    BACKEND_STREAM_WINDOW, BACKEND_STREAMS, CONNECT_TIMEOUT, MAX_HEAD_BYTES, MAX_IDLE_AGE,
+    MAX_SHARED_CONNECTIONS, MAX_TAKEN_BACK, STREAM_SEND_BUFFER,
 };
 use crate::socket;
 
@@ -27,11 +39,27 @@ const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 /// The connections of each instance.
 #[derive(Debug, Default)]
 pub(crate) struct SharedConnections {
-    instances: Mutex<BTreeMap<SocketAddr, Instance>>,
+    instances: Mutex<BTreeMap<SocketAddr, Arc<Instance>>>,
 }
 
-/// Held while one is opened: who comes meanwhile uses it, too.
-type Instance = Arc<tokio::sync::Mutex<Vec<Shared>>>;
+#[derive(Debug, Default)]
+struct Instance {
+    /// Held while one is opened: who comes meanwhile uses it, too.
+    connections: tokio::sync::Mutex<Vec<Shared>>,
+    /// There may be room for a request on one of them.
+    room: Arc<Notify>,
+}
+
+/// Why there is no stream for a request.
+#[derive(Debug)]
+pub(crate) enum NoStream {
+    /// There is no connection.
+    Broken(io::Error),
+    /// It was not made in time.
+    TimedOut,
+    /// The instance allows no more requests at once, and none ended in time.
+    Full,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -56,6 +84,12 @@ impl Shared {
         self.uses.now.load(Ordering::Relaxed)
     }
 
+    /// How many requests at once the instance allows, as far as it has said.
+    fn allowed(&self) -> usize {
+        let allowed = self.requests.current_max_send_streams();
+        allowed.min(BACKEND_STREAMS)
+    }
+
     fn request(&mut self) -> BackendStream {
         self.used = Instant::now();
         let in_use = InUse::of(&self.uses);
@@ -64,26 +98,49 @@ impl Shared {
     }
 }
 
-impl SharedConnections {
-    /// A stream for one request to this instance.
-    pub(crate) async fn open(&self, address: SocketAddr) -> io::Result<BackendStream> {
-        let instance = Arc::clone(self.lock().entry(address).or_default());
-        let mut connections = instance.lock().await;
+impl Instance {
+    /// A stream; `None`: there is no room on its connections, and they are as many as there may be.
+    async fn take(&self, address: SocketAddr) -> io::Result<Option<BackendStream>> {
+        let mut connections = self.connections.lock().await;
         connections.retain(|shared| !shared.has_ended());
         for shared in connections.iter_mut() {
-            if shared.streams()
-                < shared
-                    .requests
-                    .current_max_send_streams()
-                    .min(BACKEND_STREAMS)
-            {
-                return Ok(shared.request());
+            if shared.streams() < shared.allowed() {
+                return Ok(Some(shared.request()));
             }
         }
-        let mut shared = connect(address).await?;
-        let stream = shared.request();
+        let wants_no_more = connections.iter().any(|shared| shared.allowed() == 0);
+        if wants_no_more || connections.len() >= MAX_SHARED_CONNECTIONS {
+            return Ok(None);
+        }
+        let mut shared = connect(address, &self.room).await?;
+        let stream = (shared.allowed() > 0).then(|| shared.request());
         connections.push(shared);
+        // It has more room than for this one.
+        self.room.notify_waiters();
         Ok(stream)
+    }
+}
+
+impl SharedConnections {
+    /// A stream for one request to this instance; where there is no room, it is waited for until then.
+    pub(crate) async fn open(
+        &self,
+        address: SocketAddr,
+        until: tokio::time::Instant,
+    ) -> Result<BackendStream, NoStream> {
+        loop {
+            let instance = Arc::clone(self.lock().entry(address).or_default());
+            let mut freed = pin!(instance.room.notified());
+            // What happens from now on counts.
+            freed.as_mut().enable();
+            let taken = timeout(CONNECT_TIMEOUT, instance.take(address)).await;
+            let taken = taken.map_err(|_| NoStream::TimedOut)?;
+            if let Some(stream) = taken.map_err(NoStream::Broken)? {
+                return Ok(stream);
+            }
+            let freed = timeout_at(until, freed).await;
+            freed.map_err(|_| NoStream::Full)?;
+        }
     }
 
     /// Drops those of instances to which no route leads any more. What is under way on them goes on.
@@ -95,7 +152,7 @@ impl SharedConnections {
     pub(crate) fn sweep(&self) {
         self.lock().retain(|_, instance| {
             // One that is locked is in use.
-            let Ok(mut connections) = instance.try_lock() else {
+            let Ok(mut connections) = instance.connections.try_lock() else {
                 return true;
             };
             connections.retain(|shared| {
@@ -111,7 +168,7 @@ impl SharedConnections {
     pub(crate) async fn count(&self, address: SocketAddr) -> usize {
         let instance = self.lock().get(&address).map(Arc::clone);
         match instance {
-            Some(instance) => instance.lock().await.len(),
+            Some(instance) => instance.connections.lock().await.len(),
             None => 0,
         }
     }
@@ -121,12 +178,15 @@ impl SharedConnections {
     pub(crate) async fn streams(&self, address: SocketAddr) -> usize {
         let instance = self.lock().get(&address).map(Arc::clone);
         match instance {
-            Some(instance) => instance.lock().await.iter().map(Shared::streams).sum(),
+            Some(instance) => {
+                let connections = instance.connections.lock().await;
+                connections.iter().map(Shared::streams).sum()
+            }
             None => 0,
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SocketAddr, Instance>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SocketAddr, Arc<Instance>>> {
         self.instances
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -138,7 +198,8 @@ impl SharedConnections {
 #[error("it does not speak HTTP/2 in clear text, which `protocol = \"h2c\"` of its port says: {0}")]
 struct NotHttp2(h2::Error);
 
-async fn connect(address: SocketAddr) -> io::Result<Shared> {
+/// `room` is told whenever there may be more of it.
+async fn connect(address: SocketAddr, room: &Arc<Notify>) -> io::Result<Shared> {
     let stream = TcpStream::connect(address).await?;
     socket::prepare(&stream);
     let handshake = Builder::new()
@@ -151,12 +212,23 @@ async fn connect(address: SocketAddr) -> io::Result<Shared> {
     let (requests, mut connection) = handshake.await.map_err(io::Error::other)?;
     let mut pings = connection.ping_pong();
     let has_ended = Arc::new(AtomicBool::new(false));
-    let ended = Arc::clone(&has_ended);
+    let (ended, told) = (Arc::clone(&has_ended), Arc::clone(room));
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        let mut allowed = connection.max_concurrent_send_streams();
+        let serving = poll_fn(|context| {
+            let polled = pin!(&mut connection).poll(context);
+            let now = connection.max_concurrent_send_streams();
+            if now != allowed {
+                allowed = now;
+                told.notify_waiters();
+            }
+            polled
+        });
+        if let Err(error) = serving.await {
             tracing::debug!(%address, %error, "a connection of HTTP/2 to an instance broke");
         }
         ended.store(true, Ordering::Relaxed);
+        told.notify_waiters();
     });
     if let Some(pings) = &mut pings {
         // Its answer is behind its SETTINGS: then it is known what it allows, and that it speaks HTTP/2.
@@ -166,7 +238,7 @@ async fn connect(address: SocketAddr) -> io::Result<Shared> {
     Ok(Shared {
         requests,
         has_ended,
-        uses: Arc::default(),
+        uses: Arc::new(Uses::new(Arc::clone(room))),
         used: Instant::now(),
     })
 }

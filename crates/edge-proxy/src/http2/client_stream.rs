@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::incoming::{Incoming, broken};
 use super::message;
 use super::outgoing::Outgoing;
+use crate::client::Stream;
 use crate::limits::MAX_HEADERS;
 
 /// Headers that the edge adds to an app's answer, at most.
@@ -173,6 +174,11 @@ impl ClientStream {
             Err(error) => broken(error),
         })
     }
+}
+
+impl Stream for ClientStream {
+    /// One whose answer is not whole is reset whenever it is dropped.
+    fn reset_at_close(&self, _: bool) {}
 }
 
 impl AsyncRead for ClientStream {

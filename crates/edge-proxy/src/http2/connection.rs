@@ -7,7 +7,7 @@
 //! ```
 
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -39,35 +39,19 @@ use crate::timer::Timer;
 type Frames<S> = server::Connection<Metered<S>, Bytes>;
 
 /// Serves a client that begins with the preface of HTTP/2, of which `begin` was read, until its connection ends; after `shutdown` until its requests in
-/// flight are answered.
+/// flight are answered. `taken`: of the client's share.
 pub(crate) async fn serve<S: Stream>(
     edge: Arc<Edge>,
     stream: S,
     begin: Buffer,
     ends: Ends,
+    taken: Taken,
     shutdown: CancellationToken,
 ) {
-    let client = ends.client;
-    let taken = Taken::of(&edge, client.ip());
-    let meter = Arc::new(Meter::default());
-    let stream = Metered::new(stream, begin, Arc::clone(&meter));
-    let handshake = builder().handshake(stream);
-    let mut frames: Frames<S> = match tokio::time::timeout(HEAD_READ_TIMEOUT, handshake).await {
-        Ok(Ok(frames)) => frames,
-        Ok(Err(error)) => {
-            tracing::debug!(%client, %error, "a connection of HTTP/2 did not begin");
-            return;
-        }
-        Err(_) => return,
-    };
-    let Some(pings) = frames.ping_pong() else {
+    // Apart, so that its memory is not kept.
+    let Some(mut watch) = Box::pin(shake_hands(stream, begin, ends.client)).await else {
         return;
     };
-    let mut watch = Watch::new(frames, pings, meter);
-    if matches!(taken, Taken::Refused) {
-        tracing::debug!(%client, "a client has as many connections as it may have");
-        watch.cut_off();
-    }
     let mut ending = pin!(shutdown.cancelled());
     let mut streams = FuturesUnordered::new();
     poll_fn(|context| {
@@ -78,7 +62,9 @@ pub(crate) async fn serve<S: Stream>(
             if let Some(begun) = begin_stream(&edge, ends.client.ip(), request, respond) {
                 let (stream, taken, place) = begun;
                 let (edge, shutdown) = (Arc::clone(&edge), shutdown.clone());
-                let serving = connection::serve_with(edge, stream, ends, taken, shutdown);
+                let serving = connection::serve(edge, stream, ends, taken, shutdown);
+                // Boxed: beside those under way there is room for one more in the set of them, also while the connection is idle.
+                let serving = Box::pin(serving);
                 streams.push(async move {
                     serving.await;
                     drop(place);
@@ -93,6 +79,23 @@ pub(crate) async fn serve<S: Stream>(
     })
     .await;
     drop(taken);
+}
+
+/// The preface and the first SETTINGS of both sides. `None`: they did not come.
+async fn shake_hands<S: Stream>(stream: S, begin: Buffer, client: SocketAddr) -> Option<Watch<S>> {
+    let meter = Arc::new(Meter::default());
+    let stream = Metered::new(stream, begin, Arc::clone(&meter));
+    let handshake = builder().handshake(stream);
+    let mut frames = match tokio::time::timeout(HEAD_READ_TIMEOUT, handshake).await {
+        Ok(Ok(frames)) => frames,
+        Ok(Err(error)) => {
+            tracing::debug!(%client, %error, "a connection of HTTP/2 did not begin");
+            return None;
+        }
+        Err(_) => return None,
+    };
+    let pings = frames.ping_pong()?;
+    Some(Watch::new(frames, pings, meter))
 }
 
 /// The time by which the runtime's timers go.
@@ -126,13 +129,12 @@ fn begin_stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) -> Option<Begun> {
-    let taken = Taken::of(edge, client);
-    if matches!(taken, Taken::Refused) {
+    let Some(taken) = Taken::of(edge, client) else {
         tracing::debug!(%client, "a client has as many connections as it may have");
         // It fails where the client has taken its request back.
         let _ = respond.send_response(answer::client_has_its_share(), true);
         return None;
-    }
+    };
     let Ok(place) = Arc::clone(&edge.streams).try_acquire_owned() else {
         tracing::warn!("there are as many requests over HTTP/2 as there may be; one is refused");
         respond.send_reset(Reason::REFUSED_STREAM);

@@ -10,29 +10,25 @@
 
 // ring: the ports and their clients are the module's above, which asks here for those who name a host.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Poll;
 
 use model::{TlsMode, route_name};
 use rustls::ProtocolVersion;
 use rustls::server::{Accepted, Acceptor};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use super::Port;
-use crate::buffer::Buffer;
 use crate::limits::{HANDSHAKE_TIMEOUT, MAX_CLIENT_HELLO_BYTES};
-use crate::metrics::EnvMetrics;
 use crate::proxy_header::ClientTls;
 use crate::routes::{HostRoute, InFlight};
+use crate::socket;
 use crate::tls::{HandshakeError, UNRECOGNIZED_NAME};
-use crate::tunnel::{Direction, Moved, poll_copy};
 
 /// Bytes that are read at once.
 const PIECE: usize = 2048;
@@ -84,6 +80,14 @@ pub(super) enum Client {
 }
 
 impl Client {
+    /// What carries its bytes.
+    pub(super) fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream, _) => stream,
+            Self::Tls(stream, _) => stream.get_ref().0,
+        }
+    }
+
     /// What an app may want to know of TLS that ended here.
     pub(super) fn tls(&self) -> Option<ClientTls<'_>> {
         let Self::Tls(stream, host) = self else {
@@ -125,7 +129,10 @@ pub(super) async fn lead(
         stream.shutdown().await?;
         return Err(host.map_or(NotLed::NoHost, NotLed::UnknownHost));
     };
-    let in_flight = to.admit(|| from.ip()).map_err(|_| NotLed::Refused)?;
+    let in_flight = to.admit(|| from.ip()).map_err(|_| {
+        socket::reset_at_close(&stream, true);
+        NotLed::Refused
+    })?;
     let settings = &to.route.settings;
     let client = match (settings.tls, &port.tls) {
         (Some(TlsMode::Passthrough), _) => Client::Plain(stream, seen),
@@ -178,48 +185,4 @@ async fn read_hello(stream: &mut TcpStream) -> Result<(Accepted, Vec<u8>), NotLe
             }
         }
     }
-}
-
-/// Passes on both ways what is in a client's TLS, until both have ended. Each end is told to the other.
-pub(super) async fn carry<C, B>(
-    client: &mut C,
-    backend: &mut B,
-    counted: &EnvMetrics,
-) -> io::Result<()>
-where
-    C: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut of_client, mut of_backend) = (Buffer::default(), Buffer::default());
-    let (mut up, mut down) = (Direction::Open, Direction::Open);
-    poll_fn(|context| {
-        let (mut sent_up, mut sent_down) = (Moved::default(), Moved::default());
-        let polled = poll_copy(
-            context,
-            client,
-            &mut of_client,
-            backend,
-            &mut up,
-            &mut sent_up,
-        )
-        .and_then(|()| {
-            let (from, to) = (&mut *backend, &mut *client);
-            poll_copy(
-                context,
-                from,
-                &mut of_backend,
-                to,
-                &mut down,
-                &mut sent_down,
-            )
-        });
-        counted.received.inc_by(sent_up.read as u64);
-        counted.sent.inc_by(sent_down.read as u64);
-        match polled {
-            Ok(()) if (up, down) == (Direction::Closed, Direction::Closed) => Poll::Ready(Ok(())),
-            Ok(()) => Poll::Pending,
-            Err(error) => Poll::Ready(Err(error)),
-        }
-    })
-    .await
 }

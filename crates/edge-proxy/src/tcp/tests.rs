@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
+mod resets;
 mod tls;
 
 /// A wait that never is that long, unless nothing comes.
@@ -190,8 +191,7 @@ async fn an_instance_that_takes_no_connection_is_passed_over() {
     assert!(running.edge.routes.take(&table(2, &[(port, &[dead])])));
     let mut stream = connection(port).await;
     let mut came = Vec::new();
-    // Reset, or closed: in either case nothing came.
-    let _ = soon(stream.read_to_end(&mut came)).await;
+    soon(stream.read_to_end(&mut came)).await.unwrap_err();
     assert_eq!(came, b"");
     running.stop().await;
 }

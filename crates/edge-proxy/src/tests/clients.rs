@@ -254,6 +254,41 @@ async fn a_client_has_its_share_of_the_connections() {
     assert!(edge.get("a.test").await.ends_with("ok"));
 }
 
+/// Clients beyond their share are told so, and most of them are not waited for: they take places of others, which they have no right to.
+#[tokio::test]
+async fn clients_that_are_refused_hold_no_places_of_others() {
+    let edge = TestEdge::start(&[replies_with("ok").await]).await;
+    let client = "127.0.0.1".parse().unwrap();
+    let most = crate::limits::MAX_CONNECTIONS_PER_CLIENT;
+    let taken: Vec<_> = (0..most).map(|_| edge.edge.shares.take(client)).collect();
+    let mut refused = Vec::new();
+    for at in 0..400 {
+        let mut stream = edge.connect().await;
+        if at % 2 == 0 {
+            let ask = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+            stream.write_all(ask).await.unwrap();
+        }
+        let mut told = [0; 13];
+        soon(stream.read_exact(&mut told)).await.unwrap();
+        assert_eq!(&told, b"HTTP/1.1 429 ");
+        // They do not go.
+        refused.push(stream);
+    }
+    // The time of a place that is waited for does not pass: whoever runs is never idle.
+    tokio::time::pause();
+    let begun = std::time::Instant::now();
+    while edge.edge.metrics.connections.get() > 200 {
+        assert!(
+            begun.elapsed() < SOON,
+            "{} places",
+            edge.edge.metrics.connections.get()
+        );
+        tokio::task::yield_now().await;
+    }
+    tokio::time::resume();
+    drop((refused, taken));
+}
+
 #[tokio::test]
 async fn a_host_has_its_share_of_the_requests() {
     let edge = TestEdge::start(&[replies_with("ok").await]).await;
@@ -348,6 +383,48 @@ async fn each_request_is_a_line_of_the_access_log() {
         "{refused}"
     );
     assert_ne!(unknown["request_id"], served["request_id"]);
+}
+
+/// The scheme is by what the client came to the proxy, whatever becomes of the request.
+#[tokio::test]
+async fn the_access_log_has_the_scheme_that_a_trusted_proxy_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("access.log");
+    let target = crate::AccessLogTarget::File(file.clone());
+    let edge = Edge {
+        access_log: Some(crate::access_log::AccessLog::open(&target).unwrap()),
+        trusted_proxies: TrustedProxies::new(vec!["127.0.0.1".parse().unwrap()]),
+        ..Edge::default()
+    };
+    let edge = TestEdge::of(edge, &[replies_with("ok").await], None).await;
+    let asks = [
+        ("a.test", "X-Forwarded-Proto: https\r\n"),
+        ("b.test", "X-Forwarded-Proto: https\r\n"),
+        ("a.test", "X-Forwarded-Proto: https, http\r\n"),
+        ("a.test", ""),
+        // Each of one connection.
+        ("b.test", "X-Forwarded-Proto: https\r\n"),
+        ("", "X-Forwarded-Proto: https\r\n"),
+    ];
+    let asks = asks.map(|(host, line)| format!("GET / HTTP/1.1\r\nHost: {host}\r\n{line}\r\n"));
+    let asks = asks.concat();
+    edge.exchange(&asks).await;
+    let schemes: Vec<String> = soon(async {
+        loop {
+            let text = std::fs::read_to_string(&file).unwrap();
+            if text.matches('\n').count() == 6 {
+                let entries = text.lines();
+                let entries = entries.map(|line| serde_json::from_str(line).unwrap());
+                return entries
+                    .map(|entry: serde_json::Value| entry["scheme"].as_str().unwrap().to_owned())
+                    .collect();
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // What cannot be understood says nothing.
+    assert_eq!(schemes, ["https", "https", "http", "http", "https", "http"]);
 }
 
 /// The clock of timers goes on so far.

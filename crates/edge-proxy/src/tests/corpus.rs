@@ -25,6 +25,18 @@ async fn understand(stream: &mut BufReader<TcpStream>) -> Option<Understood> {
         assert_eq!(values.next(), None, "{name} twice: {head}");
         value
     };
+    // Whoever reads it: there is one form of each.
+    for line in head.split("\r\n") {
+        let Some((name, value)) = line.split_once(':') else {
+            continue;
+        };
+        if name.eq_ignore_ascii_case("content-length") {
+            let number: u64 = value.trim().parse().unwrap();
+            assert_eq!(value, format!(" {number}"), "{head}");
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            assert_eq!(value, " chunked", "{head}");
+        }
+    }
     let mut body = Vec::new();
     match (value("content-length"), value("transfer-encoding")) {
         (Some(length), None) => {

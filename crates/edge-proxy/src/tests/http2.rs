@@ -4,6 +4,7 @@ mod conformance;
 mod floods;
 mod h2c;
 mod requests;
+mod room;
 mod websocket;
 mod wire;
 

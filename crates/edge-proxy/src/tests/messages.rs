@@ -155,6 +155,27 @@ async fn what_apps_write_loosely_is_written_properly() {
             "HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok",
             "200 OK\r\nContent-Length: 2\r\n",
         ),
+        // And in forms that not everybody reads.
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 002\r\n\r\nok",
+            "200 OK\r\nContent-Length: 2\r\n",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length:\t2\t\r\n\r\nok",
+            "200 OK\r\nContent-Length: 2\r\n",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length:2\r\n\r\nok",
+            "200 OK\r\nContent-Length: 2\r\n",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length:\r\n 2\r\n\r\nok",
+            "200 OK\r\nContent-Length: 2\r\n",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding:identity\r\nContent-Length: 2\r\n\r\nok",
+            "200 OK\r\nContent-Length: 2\r\n",
+        ),
     ] {
         let got = without_date(&client_gets(answer, GET).await);
         assert_eq!(
@@ -168,6 +189,14 @@ async fn what_apps_write_loosely_is_written_properly() {
         "HTTP/1.1 20 OK\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2,\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 0x2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, \r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok",
     ] {
         let got = client_gets(answer, GET).await;
@@ -183,6 +212,22 @@ async fn case_of_both_lengths_of_an_app_transfer_encoding_wins() {
     let expected = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
                     14\r\n0123456789abcdefghij\r\n0\r\n\r\n";
     assert_eq!(got, expected);
+}
+
+/// Whatever letters, spaces and zeros an app writes: a client gets one form.
+#[tokio::test]
+async fn chunks_of_an_app_are_told_in_one_form() {
+    for line in [
+        "Transfer-Encoding:chunked",
+        "transfer-encoding: Chunked",
+        "Transfer-Encoding : \tCHUNKED ",
+        "Transfer-Encoding:\r\n chunked",
+    ] {
+        let answer = format!("HTTP/1.1 200 OK\r\n{line}\r\n\r\n2\r\nok\r\n0\r\n\r\n");
+        let got = without_date(&client_gets(answer.leak(), GET).await);
+        let expected = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        assert_eq!(got, expected, "{line}");
+    }
 }
 
 #[tokio::test]
@@ -247,6 +292,80 @@ async fn a_body_that_ends_with_its_connection_comes_in_chunks_and_one_that_is_cu
         let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
         assert!(log.contains("an answer was cut off"), "{log}");
     }
+}
+
+/// A client of HTTP/1.0 is told the end of such a body by the end of the connection alone.
+#[tokio::test]
+async fn a_body_that_breaks_off_is_a_reset_to_who_has_no_other_way_to_know() {
+    let address = backend(|mut stream| async move {
+        head(&mut stream).await;
+        let begin = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhel";
+        stream.write_all(begin.as_bytes()).await.unwrap();
+        // The client's word that it has that.
+        let _ = stream.read_u8().await;
+        rustix::net::sockopt::set_socket_linger(stream.get_ref(), Some(Duration::ZERO)).unwrap();
+    });
+    let edge = TestEdge::start(&[address.await]).await;
+    let mut stream = BufReader::new(edge.connect().await);
+    let ask = "POST / HTTP/1.0\r\nHost: a.test\r\nContent-Length: 1\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.unwrap();
+    let told = soon(head(&mut stream)).await;
+    assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+    let mut body = vec![0; 3];
+    soon(stream.read_exact(&mut body)).await.unwrap();
+    stream.write_u8(0).await.unwrap();
+    let error = soon(stream.read_to_end(&mut body)).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(body, b"hel");
+}
+
+/// What an upgraded connection carries may have no end of its own.
+#[tokio::test]
+async fn a_tunnel_that_breaks_is_a_reset_to_the_other_end() {
+    let (told, mut come) = tokio::sync::mpsc::unbounded_channel();
+    let address = backend(move |mut stream| {
+        let told = told.clone();
+        async move {
+            head(&mut stream).await;
+            let switch =
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+            stream.write_all(switch.as_bytes()).await.unwrap();
+            let _ = told.send(stream.into_inner());
+        }
+    });
+    let edge = TestEdge::start(&[address.await]).await;
+    let reset = |stream: TcpStream| {
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    };
+    let ends = async |mut stream: TcpStream| {
+        let read = soon(stream.read(&mut [0])).await;
+        read.map_err(|error| error.kind())
+    };
+    let broken = Err(std::io::ErrorKind::ConnectionReset);
+    let mut opened = async || {
+        let mut stream = BufReader::new(edge.connect().await);
+        let ask = b"GET / HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+        stream.write_all(ask).await.unwrap();
+        assert!(soon(head(&mut stream)).await.starts_with("HTTP/1.1 101 "));
+        (stream.into_inner(), soon(come.recv()).await.unwrap())
+    };
+    let (client, app) = opened().await;
+    reset(app);
+    assert_eq!(ends(client).await, broken);
+    let (client, app) = opened().await;
+    reset(client);
+    assert_eq!(ends(app).await, broken);
+    // One that both end is none.
+    let (mut client, mut app) = opened().await;
+    client.shutdown().await.unwrap();
+    assert_eq!(soon(app.read(&mut [0])).await.unwrap(), 0);
+    app.shutdown().await.unwrap();
+    assert_eq!(ends(client).await, Ok(0));
+    // And one that is cut off at a shutdown is.
+    let (client, app) = opened().await;
+    edge.edge.end_tunnels.cancel();
+    assert_eq!(ends(client).await, broken);
+    assert_eq!(ends(app).await, broken);
 }
 
 #[tokio::test]
@@ -317,6 +436,50 @@ async fn case_what_a_trusted_proxy_says_of_the_client_is_kept() {
         "{head}"
     );
     assert!(!head.contains("a\"b"), "{head}");
+}
+
+/// Each proxy writes behind what it was told: what a client says itself is before that, and is not believed.
+#[tokio::test]
+async fn of_several_values_that_counts_which_was_said_by_the_proxy_that_named_the_client() {
+    let (address, heads) = answers_with(OK).await;
+    let edge = TestEdge::trusting(&[address], &["127.0.0.0/8"]).await;
+    for (said, expected) in [
+        // What the client claims, and what the proxy says of it.
+        (
+            "X-Forwarded-For: 6.6.6.6, 203.0.113.7\r\nX-Forwarded-Proto: https, http\r\nX-Forwarded-Host: bank.test, shop.test\r\n\
+             X-Forwarded-Port: 443,80\r\n",
+            ["http", "shop.test", "80"],
+        ),
+        // In lines of their own.
+        (
+            "X-Forwarded-Proto: https\r\nX-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: bank.test\r\n\
+             X-Forwarded-Host: shop.test\r\nX-Forwarded-Port: 443\r\nX-Forwarded-Port: 80\r\n",
+            ["http", "shop.test", "80"],
+        ),
+        // A trusted proxy behind the first says how that one came.
+        (
+            "X-Forwarded-For: 6.6.6.6, 203.0.113.7, 127.0.0.9\r\nX-Forwarded-Proto: wss, https, http\r\n\
+             X-Forwarded-Host: bank.test, shop.test, inner.test\r\nX-Forwarded-Port: 1, 443, 80\r\n",
+            ["https", "shop.test", "443"],
+        ),
+        // One behind that passes on what the first said.
+        (
+            "X-Forwarded-For: 203.0.113.7, 127.0.0.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: shop.test\r\nX-Forwarded-Port: 443\r\n",
+            ["https", "shop.test", "443"],
+        ),
+        // No client is named.
+        (
+            "X-Forwarded-Proto: https, http\r\nX-Forwarded-Host: bank.test, shop.test\r\nX-Forwarded-Port: 443, 80\r\n",
+            ["http", "shop.test", "80"],
+        ),
+    ] {
+        let head = app_gets(&edge, &heads, said).await;
+        let [proto, host, port] = expected;
+        let expected = format!(
+            "\r\nX-Forwarded-Proto: {proto}\r\nX-Forwarded-Host: {host}\r\nX-Forwarded-Port: {port}\r\nForwarded: "
+        );
+        assert!(head.contains(&expected), "{said}: {head}");
+    }
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ fn client_of(backend: SocketAddr, bytes: usize) -> DuplexStream {
         edge,
         near,
         ends,
+        connection::Taken::Nothing,
         CancellationToken::new(),
     ));
     client

@@ -179,7 +179,11 @@ async fn the_server_conforms() {
         name: "node-1".to_owned(),
         region: "local".to_owned(),
         hardware: hardware.clone(),
-        underlay: UnderlayOptions::default(),
+        // Not the usual port: a cluster of this machine may have it.
+        underlay: UnderlayOptions {
+            port: 40_008,
+            advertise: None,
+        },
     };
     let joined = Membership::load_or_join(&dir.path().join("node"), &applicant).await;
     let membership = joined.unwrap();

@@ -67,7 +67,11 @@ async fn cluster(
         name: "node-1".to_owned(),
         region: "local".to_owned(),
         hardware: hardware.clone(),
-        underlay: UnderlayOptions::default(),
+        // Not the usual port: a cluster of this machine may have it.
+        underlay: UnderlayOptions {
+            port: 40_006,
+            advertise: None,
+        },
     };
     let joined = Membership::load_or_join(&dir.join("node"), &applicant).await;
     let node = joined.unwrap().client().unwrap();

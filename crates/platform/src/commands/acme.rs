@@ -6,6 +6,7 @@ use api::acme::{
     AcmeNameRow, AcmeRequest, AcmeStatus, ChallengePreference, ExternalAccount, HostKeyType,
     LETS_ENCRYPT, LETS_ENCRYPT_STAGING,
 };
+use api_client::ApiClient;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::pem_file::read;
@@ -103,6 +104,8 @@ struct OnArguments {
 struct OffArguments {
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Try a name again now whose order failed
@@ -113,6 +116,8 @@ struct RetryArguments {
     name: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -160,20 +165,34 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Show(arguments)) => show(arguments).await,
         Some(Command::On(arguments)) => on(*arguments).await,
         Some(Command::Off(arguments)) => {
-            arguments.cluster.connect()?.unset_acme().await?;
-            note("no certificate is ordered any more; those there are lapse");
-            Ok(())
+            let client = arguments.cluster.connect()?;
+            client.unset_acme().await?;
+            let sentence = "no certificate is ordered any more; those there are lapse";
+            print_changed(&client, arguments.format, sentence).await
         }
         Some(Command::Retry(arguments)) => {
             let client = arguments.cluster.connect()?;
             client.retry_acme(&arguments.name).await?;
-            note(format!(
-                "{} is tried again; `platform events -f --kind certificate` tells how it goes",
-                output::one_line(&arguments.name)
-            ));
-            Ok(())
+            let name = output::one_line(&arguments.name);
+            let sentence = format!(
+                "{name} is tried again; `platform events -f --kind certificate` tells how it goes"
+            );
+            print_changed(&client, arguments.format, &sentence).await
         }
     }
+}
+
+/// Prints how it goes now, after a change; people have the sentence.
+async fn print_changed(
+    client: &ApiClient,
+    format: FormatArguments,
+    sentence: &str,
+) -> Result<(), Failure> {
+    if format.format == Format::Json {
+        return output::json(json_shapes::ACME, &client.acme().await?);
+    }
+    note(sentence);
+    Ok(())
 }
 
 async fn show(arguments: ShowArguments) -> Result<(), Failure> {

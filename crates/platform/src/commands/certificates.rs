@@ -11,6 +11,7 @@ use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::printed::{Removed, RemovedKind};
 use crate::units;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -81,6 +82,8 @@ struct RemoveArguments {
     name: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Print the CA that signs the certificates of hosts that have none of their own, PEM
@@ -100,11 +103,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Remove(arguments)) => {
             let client = arguments.cluster.connect()?;
             client.remove_certificate(&arguments.name).await?;
-            note(format!(
-                "certificate {} is removed",
-                output::one_line(&arguments.name)
-            ));
-            Ok(())
+            let name = output::one_line(&arguments.name);
+            let sentence = format!("certificate {name} is removed");
+            let removed = Removed::new(RemovedKind::Certificate, arguments.name);
+            output::json_or_note(arguments.format, json_shapes::REMOVED, &removed, sentence)
         }
         Some(Command::Acme(arguments)) => acme::run(arguments).await,
         Some(Command::Ca(arguments)) => {

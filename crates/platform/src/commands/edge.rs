@@ -4,20 +4,27 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::enrollment::EnrollRole;
 use clap::{Args, Subcommand};
 use edge_proxy::{
     AccessLogTarget, EdgeError, EdgeOptions, KeptPorts, Listeners, PortRanges, ProxyNetwork,
 };
 use membership::JoinError;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::joining;
 use crate::failure::Failure;
 use crate::join_token::TokenArguments;
+use crate::json_shapes;
 use crate::logging::LogArguments;
-use crate::notify::{self, Kept};
+use crate::notify;
+use crate::output::{self, Format, FormatArguments};
+use crate::printed::TakenDown;
 use crate::role_options::{self, KeptEdgeOptions, KeptOptions as _};
 use crate::service::{self, Start};
+use crate::sockets::{self, Sockets};
+use crate::succession::{self, Processes};
 
 pub(super) const DATA_DIR: &str = "/var/lib/platform/edge";
 /// Where an edge listens that was given nothing else.
@@ -35,7 +42,10 @@ Examples:
                                             once: joins, and starts platform-edge.service
   platform edge                             the proxy in this terminal
 `platform tokens create --role edge` makes the token; it works once. The edge goes on
-with the routes it knows while the server is offline.";
+with the routes it knows while the server is offline.
+SIGUSR2 has an edge that runs start another one in its place, of the program and the
+options as they are then: no client is refused, and what is open goes on. The log says where
+the other one does not start; then nothing changes. `systemctl reload platform-edge` sends it.";
 
 const JOIN_EXAMPLES: &str = "\
 Examples:
@@ -123,6 +133,8 @@ struct JoinArguments {
     /// Do not start the edge
     #[arg(long)]
     no_start: bool,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Remove what an edge that was stopped left on this machine: its link to the instances of other machines
@@ -135,6 +147,8 @@ struct DownArguments {
     data_dir: PathBuf,
     #[command(flatten)]
     log: LogArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 impl RunArguments {
@@ -161,7 +175,12 @@ impl RunArguments {
         }
     }
 
-    async fn options(self, mut kept: KeptEdgeOptions) -> Result<EdgeOptions, Failure> {
+    /// `is_member`: it needs no token.
+    async fn options(
+        self,
+        mut kept: KeptEdgeOptions,
+        is_member: bool,
+    ) -> Result<EdgeOptions, Failure> {
         kept.underlay.port.get_or_insert(OVERLAY_PORT);
         Ok(EdgeOptions {
             data_dir: self.data_dir,
@@ -175,7 +194,11 @@ impl RunArguments {
                 .or(kept.listen.is_none().then_some(LISTEN_TLS)),
             https_port: kept.https_port,
             server: self.server,
-            token: self.token.read().await?,
+            token: if is_member {
+                None
+            } else {
+                self.token.read().await?
+            },
             name: self.name.unwrap_or_else(super::node::host_name),
             region: self.region.unwrap_or_else(joining::default_region),
             metrics_listen: kept.metrics_listen,
@@ -198,47 +221,72 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Join(arguments)) => join(*arguments).await,
         Some(Command::Down(arguments)) => {
             arguments.log.start()?;
-            Ok(edge_proxy::down(&arguments.data_dir).await?)
+            edge_proxy::down(&arguments.data_dir).await?;
+            let down = TakenDown {
+                role: EnrollRole::Edge,
+                data_dir: arguments.data_dir,
+            };
+            match arguments.format.format {
+                Format::Json => output::json(json_shapes::TAKEN_DOWN, &down),
+                Format::Text => Ok(()),
+            }
         }
         None => serve(arguments.run).await,
     }
 }
 
 async fn serve(arguments: RunArguments) -> Result<(), Failure> {
+    // Before all else: without it the signal ends the process.
+    let asked = signal(SignalKind::user_defined2())?;
+    let mut before = succession::before()?;
     arguments.log.start()?;
     let kept = role_options::or_kept(arguments.kept(), &arguments.data_dir).await?;
-    let options = arguments.options(kept).await?;
+    let options = arguments.options(kept, before.is_some()).await?;
     let shutdown = crate::shutdown::until_asked_to_stop()?;
+    let sockets = Arc::new(match &mut before {
+        Some(before) => Sockets::new(std::mem::take(&mut before.sockets), false),
+        None => Sockets::new(notify::kept(), true),
+    });
     let listeners = Listeners {
-        http: listener(Kept::Http, options.listen).await?,
+        http: listener(&sockets, sockets::HTTP, options.listen).await?,
         https: match options.listen_tls {
-            Some(address) => Some(listener(Kept::Https, address).await?),
+            Some(address) => Some(listener(&sockets, sockets::HTTPS, address).await?),
             None => None,
         },
-        tcp: kept_ports()?,
+        metrics: match options.metrics_listen {
+            Some(address) => Some(listener(&sockets, sockets::METRICS, address).await?),
+            None => None,
+        },
+        tcp: KeptPorts {
+            listeners: sockets.ports()?,
+            keeper: Some(Arc::clone(&sockets) as _),
+        },
     };
-    notify::ready();
-    Ok(Box::pin(edge_proxy::serve(options, listeners, shutdown)).await?)
-}
-
-/// The listening sockets of TCP routes that the process before this one had kept, and who keeps them for the next.
-fn kept_ports() -> Result<KeptPorts, Failure> {
-    let listeners = notify::kept_ports().into_iter();
-    Ok(KeptPorts {
-        listeners: listeners
-            .map(TcpListener::from_std)
-            .collect::<Result<_, _>>()?,
-        keeper: Some(Arc::new(notify::Ports)),
-    })
-}
-
-/// The listening socket that the process before this one had kept, else another one, which is kept.
-async fn listener(kept: Kept, address: SocketAddr) -> Result<TcpListener, Failure> {
-    if let Some(listener) = notify::kept_listener(kept, address) {
-        return Ok(TcpListener::from_std(listener)?);
+    let processes = Processes::new(sockets, before, asked, shutdown.clone());
+    let serving = edge_proxy::serve(options, listeners, &processes, shutdown.clone());
+    let mut serving = Box::pin(serving);
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => processes.stop(),
+        served = &mut serving => return Ok(served?),
     }
-    let listener = edge_proxy::listen(address).await?;
-    notify::keep_listener(kept, &listener);
+    Ok(serving.await?)
+}
+
+/// The listening socket that the process before this one had, else another one.
+async fn listener(
+    sockets: &Sockets,
+    name: &'static str,
+    address: SocketAddr,
+) -> Result<TcpListener, Failure> {
+    if let Some(listener) = sockets.take(name, address)? {
+        return Ok(listener);
+    }
+    let listener = match name {
+        sockets::METRICS => edge_proxy::listen_for_watchers(address).await?,
+        _ => edge_proxy::listen(address).await?,
+    };
+    sockets.add(name, &listener)?;
     Ok(listener)
 }
 
@@ -247,26 +295,30 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         run,
         again,
         no_start,
+        format,
     } = arguments;
     run.log.start()?;
     service::close_to_others();
     let data_dir = run.data_dir.clone();
     let kept: KeptEdgeOptions = role_options::load(&data_dir).await?.unwrap_or_default();
     let wanted = run.kept().or(kept.clone());
+    let options_changed = wanted != kept;
     let known = if again {
         None
     } else {
         super::node::membership(&data_dir).await?
     };
-    if let Some(member) = known {
+    let is_new = known.is_none();
+    let member = if let Some(member) = known {
         joining::note_known(&member, &run.given());
-        if wanted != kept {
+        if options_changed {
             role_options::keep(&data_dir, &wanted).await?;
             service::note_changed("edge");
         }
+        member
     } else {
         // In the order of a node.
-        let options = run.options(wanted.clone()).await?;
+        let options = run.options(wanted.clone(), false).await?;
         role_options::keep(&data_dir, &wanted).await?;
         if again {
             edge_proxy::leave(&data_dir).await?;
@@ -277,9 +329,10 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         };
         let joined = joining::patiently(|| edge_proxy::join(&options), unreached).await;
         let joined = joining::or_who_it_was(joined, &data_dir).await?;
-        joining::print(&joined).await?;
-    }
-    service::start(Start {
+        joining::print(&joined, format).await?;
+        joined
+    };
+    let start = service::start(Start {
         role: "edge",
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
@@ -287,5 +340,6 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         by_hand: no_start,
         restart: again,
     })
-    .await
+    .await?;
+    joining::print_member(format, member, is_new, options_changed, start)
 }

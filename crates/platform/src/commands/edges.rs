@@ -9,6 +9,7 @@ use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::printed::Removed;
 use crate::units;
 
 const EXAMPLES: &str = "\
@@ -45,6 +46,8 @@ struct RemoveArguments {
     edge: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -93,11 +96,9 @@ fn table(edges: &[EdgeRow]) -> Table {
 
 async fn remove(arguments: RemoveArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
-    let edges = client.edges().await?;
-    let edge = members::pick(EnrollRole::Edge, edges, &arguments.edge, |edge| {
-        (Member::Edge(edge.id), &edge.name)
-    })?;
+    let edge = members::find_edge(&client, &arguments.edge).await?;
     client.remove_edge(edge.id).await?;
-    note(format!("{} ({}) is removed", edge.name, edge.id));
-    Ok(())
+    let removed = Removed::member(Member::Edge(edge.id), &edge.name);
+    let sentence = format!("{} ({}) is removed", edge.name, edge.id);
+    output::json_or_note(arguments.format, json_shapes::REMOVED, &removed, sentence)
 }

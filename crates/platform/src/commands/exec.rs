@@ -235,7 +235,7 @@ fn cut(how: &str) -> Failure {
     Failure::new(format!(
         "the connection to the command broke before it ended ({how}), and the command was ended"
     ))
-    .hint("was the server or the node's agent restarted? the app itself goes on; run it again")
+    .hint("was the server or the node's agent restarted, or your token revoked (`platform whoami` says)? the app itself goes on; run it again")
 }
 
 /// The command's bytes as they are: they are for this terminal, or this file.

@@ -11,7 +11,9 @@ use clap::Args;
 use membership::{Membership, UnderlayOptions};
 
 use crate::failure::Failure;
-use crate::output::{self, note};
+use crate::json_shapes;
+use crate::output::{self, Format, FormatArguments, note};
+use crate::printed::{JoinedMember, RoleStart};
 use crate::role_options::KeptUnderlay;
 
 /// The region of a machine whose operator says none.
@@ -159,10 +161,12 @@ fn differences(known: &Membership, given: &Given) -> Vec<String> {
     lines
 }
 
-/// Prints who this machine is, and what it waits for.
-pub(super) async fn print(joined: &Membership) -> Result<(), Failure> {
+/// Prints who this machine is, unless that is for a program, and what it waits for.
+pub(super) async fn print(joined: &Membership, format: FormatArguments) -> Result<(), Failure> {
     let (member, name) = (joined.member, &joined.name);
-    output::line(format!("joined as {member} ({name})"))?;
+    if format.format == Format::Text {
+        output::line(format!("joined as {member} ({name})"))?;
+    }
     let underlay = membership::underlay(&joined.server, UnderlayOptions::default()).await;
     if let Some(least) = underlay.mtu.filter(|_| !underlay.fits(joined.mtu)) {
         note(format!(
@@ -189,6 +193,33 @@ pub(super) async fn print(joined: &Membership) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// Prints who this machine is to programs, once its role is started; people have read it.
+pub(super) fn print_member(
+    format: FormatArguments,
+    member: Membership,
+    is_new: bool,
+    options_changed: bool,
+    start: RoleStart,
+) -> Result<(), Failure> {
+    if format.format == Format::Text {
+        return Ok(());
+    }
+    let joined = JoinedMember {
+        key: member.key_fingerprint(),
+        role: member.member.role(),
+        id: member.member.to_string(),
+        name: member.name,
+        region: member.region,
+        server: member.server,
+        cluster: member.cluster,
+        is_new,
+        pending: is_new && member.pending,
+        options_changed,
+        start,
+    };
+    output::json(json_shapes::JOINED, &joined)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::join_token::SecretFile;
 use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
-use crate::printed::ContextRow;
+use crate::printed::{ContextRow, LoggedIn, Removed, RemovedKind};
 use crate::units::rfc3339;
 
 const EXAMPLES: &str = "\
@@ -37,6 +37,8 @@ pub(crate) struct LoginArguments {
     /// A client configuration to keep, in place of a token
     #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
     config: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Show who you are in the cluster, and what your token opens
@@ -78,6 +80,8 @@ struct OneContext {
     /// Its name
     #[arg(value_name = "CONTEXT")]
     context: ContextName,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 fn contexts() -> Result<Contexts, Failure> {
@@ -92,6 +96,7 @@ pub(crate) async fn login(arguments: LoginArguments) -> Result<(), Failure> {
         context,
         token_file,
         config,
+        format,
     } = arguments;
     let (config, who) = match config {
         Some(path) => {
@@ -108,12 +113,21 @@ pub(crate) async fn login(arguments: LoginArguments) -> Result<(), Failure> {
             .and_then(|()| contexts.choose(&name))
     })
     .await?;
-    let (server, user) = (&config.server, &who.user);
-    note(format!(
+    let (server, user) = (config.server, who.user);
+    let sentence = format!(
         "{user} at {server}, kept as {context}; commands are for it from now on ({})",
         roles(&who.grants)
-    ));
-    Ok(())
+    );
+    let kept = LoggedIn {
+        context: ContextRow {
+            name: context.to_string(),
+            server: Some(server),
+            current: true,
+        },
+        user,
+        grants: who.grants,
+    };
+    output::json_or_note(format, json_shapes::LOGGED_IN, &kept, sentence)
 }
 
 /// The configuration that a token makes, once the cluster has taken it.
@@ -159,21 +173,23 @@ pub(crate) fn run_contexts(arguments: ContextsArguments) -> Result<(), Failure> 
     let contexts = contexts()?;
     match arguments.command {
         None => list(&contexts, arguments.format.format),
-        Some(ContextsCommand::Use(OneContext { context })) => {
+        Some(ContextsCommand::Use(OneContext { context, format })) => {
             if !contexts.known_names()?.contains(&context) {
                 return Err(no_such_context(&context));
             }
             contexts.choose(&context)?;
-            note(format!("commands are for {context} from now on"));
-            Ok(())
+            let sentence = format!("commands are for {context} from now on");
+            let row = row(&contexts, &context, Some(&context));
+            output::json_or_note(format, json_shapes::CONTEXT, &row, sentence)
         }
-        Some(ContextsCommand::Remove(OneContext { context })) => {
+        Some(ContextsCommand::Remove(OneContext { context, format })) => {
             if !contexts.remove(&context)? {
                 return Err(no_such_context(&context));
             }
-            note(format!(
-                "{context} is forgotten; its token works on until it is revoked"
-            ));
+            let sentence =
+                format!("{context} is forgotten; its token works on until it is revoked");
+            let removed = Removed::new(RemovedKind::Context, context.to_string());
+            output::json_or_note(format, json_shapes::REMOVED, &removed, sentence)?;
             if contexts.current()?.as_ref() == Some(&context) {
                 note(
                     "it was the one that is chosen: choose another with `platform contexts use`, commands are refused until then",
@@ -184,16 +200,21 @@ pub(crate) fn run_contexts(arguments: ContextsArguments) -> Result<(), Failure> 
     }
 }
 
+/// A context as the list has it.
+fn row(contexts: &Contexts, name: &ContextName, current: Option<&ContextName>) -> ContextRow {
+    ContextRow {
+        name: name.to_string(),
+        server: ClientConfig::load(&contexts.file(name))
+            .ok()
+            .map(|config| config.server),
+        current: current == Some(name),
+    }
+}
+
 fn list(contexts: &Contexts, format: Format) -> Result<(), Failure> {
     let current = contexts.current()?;
     let rows: Vec<_> = (contexts.known_names()?.iter())
-        .map(|name| ContextRow {
-            name: name.to_string(),
-            server: ClientConfig::load(&contexts.file(name))
-                .ok()
-                .map(|config| config.server),
-            current: current.as_ref() == Some(name),
-        })
+        .map(|name| row(contexts, name, current.as_ref()))
         .collect();
     if format == Format::Json {
         return output::json(json_shapes::CONTEXTS, &rows);

@@ -110,7 +110,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     loop {
         match printer.print_all(&mut lines).await? {
-            Ended::Whole => break,
+            Ended::Whole => {
+                if query.follow {
+                    // It ends with the instance that is asked for, and with what the user may do.
+                    client.whoami().await?;
+                }
+                break;
+            }
             Ended::Broken(error) if query.follow && error.is_transient() => {
                 note(format!("{error}; waiting for the server"));
                 if let Some(last) = printer.last {

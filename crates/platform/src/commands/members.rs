@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use api::enrollment::{EnrollRole, Member};
 use api::member::Approval;
+use api::user::{Acknowledgement, EdgeRow, NodeRow};
 use api_client::ApiClient;
 use clap::Args;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
-use crate::output::{self, note};
+use crate::json_shapes;
+use crate::output::{self, Format, FormatArguments, note};
 
 /// How long a command waits for those who have not acknowledged what it did.
 const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(10);
@@ -25,6 +27,8 @@ pub(crate) struct ApproveArguments {
     member: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Revoke a member: it may do nothing any more
@@ -41,6 +45,8 @@ pub(crate) struct RevokeArguments {
     no_wait: bool,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Have a member make other keys, while it runs
@@ -51,6 +57,8 @@ pub(crate) struct RotateKeysArguments {
     member: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// The member of this id or name, and its name.
@@ -59,15 +67,16 @@ pub(crate) async fn find(
     role: EnrollRole,
     wanted: &str,
 ) -> Result<(Member, String), Failure> {
-    let members: Vec<(Member, String)> = match role {
-        EnrollRole::Node => (client.nodes().await?.into_iter())
-            .map(|row| (Member::Node(row.id), row.name))
-            .collect(),
-        EnrollRole::Edge => (client.edges().await?.into_iter())
-            .map(|row| (Member::Edge(row.id), row.name))
-            .collect(),
-    };
-    pick(role, members, wanted, |(member, name)| (*member, name))
+    Ok(match role {
+        EnrollRole::Node => {
+            let node = find_node(client, wanted).await?;
+            (Member::Node(node.id), node.name)
+        }
+        EnrollRole::Edge => {
+            let edge = find_edge(client, wanted).await?;
+            (Member::Edge(edge.id), edge.name)
+        }
+    })
 }
 
 /// The row of the member of this id; without one, of this name: a member that was named like another's id is not taken for it.
@@ -88,12 +97,46 @@ pub(super) fn pick<T>(
     }
 }
 
+/// The node of this id or name.
+pub(super) async fn find_node(client: &ApiClient, wanted: &str) -> Result<NodeRow, Failure> {
+    let nodes = client.nodes().await?;
+    pick(EnrollRole::Node, nodes, wanted, |node| {
+        (Member::Node(node.id), &node.name)
+    })
+}
+
+/// The edge of this id or name.
+pub(super) async fn find_edge(client: &ApiClient, wanted: &str) -> Result<EdgeRow, Failure> {
+    let edges = client.edges().await?;
+    pick(EnrollRole::Edge, edges, wanted, |edge| {
+        (Member::Edge(edge.id), &edge.name)
+    })
+}
+
+/// Prints a member that was changed, as its list has it now; people have the sentence.
+pub(super) async fn print_changed(
+    client: &ApiClient,
+    member: Member,
+    format: FormatArguments,
+    sentence: String,
+) -> Result<(), Failure> {
+    if format.format == Format::Text {
+        note(sentence);
+        return Ok(());
+    }
+    let id = member.to_string();
+    match member {
+        Member::Node(_) => output::json(json_shapes::NODE, &find_node(client, &id).await?),
+        Member::Edge(_) => output::json(json_shapes::EDGE, &find_edge(client, &id).await?),
+    }
+}
+
 pub(crate) async fn approve(role: EnrollRole, arguments: ApproveArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let (member, name) = find(&client, role, &arguments.member).await?;
     client.approve(member).await?;
-    note(format!("{name} ({member}) is approved"));
-    Ok(())
+    let sentence = format!("{name} ({member}) is approved");
+    print_changed(&client, member, arguments.format, sentence).await
 }
 
 pub(crate) async fn rotate_keys(
@@ -103,19 +146,19 @@ pub(crate) async fn rotate_keys(
     let client = arguments.cluster.connect()?;
     let (member, name) = find(&client, role, &arguments.member).await?;
     client.rotate_keys(member).await?;
-    note(format!(
+    let sentence = format!(
         "{name} ({member}) is asked for other keys; `platform {role}s` shows the fingerprint of those it has"
-    ));
-    Ok(())
+    );
+    print_changed(&client, member, arguments.format, sentence).await
 }
 
 pub(crate) async fn revoke(role: EnrollRole, arguments: RevokeArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let (member, name) = find(&client, role, &arguments.member).await?;
     let revoked = client.revoke(member).await?;
-    note(format!(
-        "{name} ({member}) is revoked: its connections are closed"
-    ));
+    let format = arguments.format;
+    let sentence = format!("{name} ({member}) is revoked: its connections are closed");
+    print_changed(&client, member, format, sentence).await?;
     if revoked.instances > 0 {
         note(format!(
             "{} of its instances are planned anew: elsewhere, but for those whose volumes are on it",
@@ -125,7 +168,8 @@ pub(crate) async fn revoke(role: EnrollRole, arguments: RevokeArguments) -> Resu
     if arguments.no_wait {
         return Ok(());
     }
-    let left = acknowledged(&client, revoked.counter).await?;
+    let members = acknowledged(&client, revoked.counter, format).await?;
+    let left = members.iter().filter(|row| !row.acknowledged).count();
     if left == 0 {
         note("every member has acknowledged");
         return Ok(());
@@ -136,15 +180,20 @@ pub(crate) async fn revoke(role: EnrollRole, arguments: RevokeArguments) -> Resu
     .hint("it is revoked all the same; a member that is offline acknowledges when it is back: ask again with the same command"))
 }
 
-/// Prints which members have applied a membership as they say so, and after a while who has not. Gives how many have not.
-pub(crate) async fn acknowledged(client: &ApiClient, counter: u64) -> Result<usize, Failure> {
+/// Prints which members have applied a membership as they say so, and after a while who has not. Gives all of them.
+pub(crate) async fn acknowledged(
+    client: &ApiClient,
+    counter: u64,
+    format: FormatArguments,
+) -> Result<Vec<Acknowledgement>, Failure> {
     let began = Instant::now();
     let mut said = BTreeSet::new();
     loop {
         let members = client.acknowledgements(counter).await?.members;
         for row in members.iter().filter(|row| row.acknowledged) {
             if said.insert(row.member) {
-                output::line(format!("{} ({}): acknowledged", row.name, row.member))?;
+                let text = format!("{} ({}): acknowledged", row.name, row.member);
+                output::line_for_people(format, text)?;
             }
         }
         let left: Vec<_> = members.iter().filter(|row| !row.acknowledged).collect();
@@ -155,9 +204,10 @@ pub(crate) async fn acknowledged(client: &ApiClient, counter: u64) -> Result<usi
                 } else {
                     "has not answered since the server began to lead: it is offline, or of a version before"
                 };
-                output::line(format!("{} ({}): {why}", row.name, row.member))?;
+                let text = format!("{} ({}): {why}", row.name, row.member);
+                output::line_for_people(format, text)?;
             }
-            return Ok(left.len());
+            return Ok(members);
         }
         tokio::time::sleep(POLL).await;
     }

@@ -73,6 +73,8 @@ struct SetArguments {
     private_networks: Option<PrivateNetworks>,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -117,6 +119,9 @@ async fn set(arguments: SetArguments) -> Result<(), Failure> {
         private_networks: arguments.private_networks,
     };
     let status = client.set_network(&request).await?;
+    if arguments.format.format == Format::Json {
+        return output::json(json_shapes::NETWORK, &status);
+    }
     output::line(heading(&status))?;
     warn(&status);
     Ok(())

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use api::enrollment::EnrollRole;
 use blocking_work::blocking;
 use clap::{Args, Subcommand};
 use membership::{JoinError, Membership};
@@ -11,8 +12,10 @@ use node_agent::{DownOptions, NodeError, NodeOptions};
 use super::joining;
 use crate::failure::Failure;
 use crate::join_token::TokenArguments;
+use crate::json_shapes;
 use crate::logging::LogArguments;
-use crate::output::note;
+use crate::output::{self, FormatArguments};
+use crate::printed::TakenDown;
 use crate::registry_access::RegistryArguments;
 use crate::role_options::{self, KeptNodeOptions, KeptOptions as _};
 use crate::service::{self, Start};
@@ -79,6 +82,8 @@ struct JoinArguments {
     /// Do not start the agent
     #[arg(long)]
     no_start: bool,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Who joins.
@@ -161,6 +166,8 @@ struct DownArguments {
     folders: Folders,
     #[command(flatten)]
     log: LogArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -184,23 +191,27 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         run,
         again,
         no_start,
+        format,
     } = arguments;
     run.log.start()?;
     service::close_to_others();
     let (data_dir, run_dir) = (run.folders.data_dir.clone(), run.folders.run_dir.clone());
     let kept: KeptNodeOptions = role_options::load(&data_dir).await?.unwrap_or_default();
     let wanted = run.options.kept().or(kept.clone());
+    let options_changed = wanted != kept;
     let known = if again {
         None
     } else {
         membership(&data_dir).await?
     };
-    if let Some(member) = known {
+    let is_new = known.is_none();
+    let member = if let Some(member) = known {
         joining::note_known(&member, &run.applicant.given());
-        if wanted != kept {
+        if options_changed {
             role_options::keep(&data_dir, &wanted).await?;
             service::note_changed("node");
         }
+        member
     } else {
         // With the token: nothing is changed where there is none.
         let options = options(run.applicant, wanted.clone(), run.folders).await?;
@@ -215,11 +226,12 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         };
         let joined = joining::patiently(|| node_agent::join(&options), unreached).await;
         let joined = joining::or_who_it_was(joined, &data_dir).await?;
-        joining::print(&joined).await?;
-    }
+        joining::print(&joined, format).await?;
+        joined
+    };
     let given = [("--run-dir", run_dir.as_path())];
     let has_own = run_dir != Path::new(RUN_DIR);
-    service::start(Start {
+    let start = service::start(Start {
         role: "node",
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
@@ -227,7 +239,8 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         by_hand: no_start,
         restart: again,
     })
-    .await
+    .await?;
+    joining::print_member(format, member, is_new, options_changed, start)
 }
 
 /// The membership of this machine in a role, if it has joined.
@@ -269,8 +282,12 @@ async fn down(arguments: DownArguments) -> Result<(), Failure> {
         run_dir: arguments.folders.run_dir,
     };
     node_agent::down(&options).await?;
-    note("the node is down: no microVM and no network of it is left");
-    Ok(())
+    let down = TakenDown {
+        role: EnrollRole::Node,
+        data_dir: options.data_dir,
+    };
+    let sentence = "the node is down: no microVM and no network of it is left";
+    output::json_or_note(arguments.format, json_shapes::TAKEN_DOWN, &down, sentence)
 }
 
 /// This machine's name, as its kernel has it.

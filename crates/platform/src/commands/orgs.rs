@@ -7,6 +7,7 @@ use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::printed::{Removed, RemovedKind};
 use crate::units::rfc3339;
 
 const ORG_EXAMPLES: &str = "\
@@ -52,22 +53,35 @@ struct OneOrg {
     org: OrgName,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(crate) async fn run_orgs(arguments: OrgsArguments) -> Result<(), Failure> {
     match arguments.command {
         None => list_orgs(arguments.list).await,
-        Some(OrgsCommand::Create(OneOrg { org, cluster })) => {
-            cluster.connect()?.create_org(&org).await?;
-            note(format!(
+        Some(OrgsCommand::Create(arguments)) => {
+            let OneOrg {
+                org,
+                cluster,
+                format,
+            } = arguments;
+            let row = cluster.connect()?.create_org(&org).await?;
+            let sentence = format!(
                 "org {org} is there; `platform users grant USER --role ROLE --org {org}` lets somebody in"
-            ));
-            Ok(())
+            );
+            output::json_or_note(format, json_shapes::ORG, &row, sentence)
         }
-        Some(OrgsCommand::Remove(OneOrg { org, cluster })) => {
+        Some(OrgsCommand::Remove(arguments)) => {
+            let OneOrg {
+                org,
+                cluster,
+                format,
+            } = arguments;
             cluster.connect()?.remove_org(&org).await?;
-            note(format!("org {org} is gone, and every role in it"));
-            Ok(())
+            let sentence = format!("org {org} is gone, and every role in it");
+            let removed = Removed::new(RemovedKind::Org, org.as_str());
+            output::json_or_note(format, json_shapes::REMOVED, &removed, sentence)
         }
     }
 }
@@ -125,6 +139,8 @@ struct MoveArguments {
     org: OrgName,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 #[derive(Debug, Args)]
@@ -134,22 +150,46 @@ struct OneApp {
     app: AppName,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(crate) async fn run_apps(arguments: AppsArguments) -> Result<(), Failure> {
     match arguments.command {
         None => list_apps(arguments.list).await,
-        Some(AppsCommand::Move(MoveArguments { app, org, cluster })) => {
-            cluster.connect()?.move_app(&app, &org).await?;
-            note(format!("org {org} owns {app}"));
-            Ok(())
-        }
-        Some(AppsCommand::Remove(OneApp { app, cluster })) => {
+        Some(AppsCommand::Move(arguments)) => move_app(arguments).await,
+        Some(AppsCommand::Remove(arguments)) => {
+            let OneApp {
+                app,
+                cluster,
+                format,
+            } = arguments;
             cluster.connect()?.remove_app(&app).await?;
-            note(format!("the name {app} is free"));
-            Ok(())
+            let sentence = format!("the name {app} is free");
+            let removed = Removed::new(RemovedKind::App, app.as_str());
+            output::json_or_note(format, json_shapes::REMOVED, &removed, sentence)
         }
     }
+}
+
+async fn move_app(arguments: MoveArguments) -> Result<(), Failure> {
+    let MoveArguments {
+        app,
+        org,
+        cluster,
+        format,
+    } = arguments;
+    let client = cluster.connect()?;
+    client.move_app(&app, &org).await?;
+    if format.format == Format::Text {
+        note(format!("org {org} owns {app}"));
+        return Ok(());
+    }
+    let mut apps = client.apps().await?.into_iter();
+    let row = apps.find(|row| row.name == app).ok_or_else(|| {
+        Failure::new(format!("{app} was moved to org {org}, and is gone already"))
+    })?;
+    output::json(json_shapes::APP, &row)
 }
 
 async fn list_apps(arguments: ListArguments) -> Result<(), Failure> {

@@ -11,6 +11,7 @@ use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::printed::{Removed, RemovedKind};
 use crate::registry_access::docker_login;
 use crate::units;
 
@@ -77,6 +78,8 @@ struct LogoutArguments {
     registry: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -87,8 +90,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             let registry = parse_registry(&arguments.registry)?;
             let client = arguments.cluster.connect()?;
             client.registry_logout(&registry).await?;
-            note(format!("logged out of {registry}"));
-            Ok(())
+            let sentence = format!("logged out of {registry}");
+            let removed = Removed::new(RemovedKind::RegistryLogin, registry);
+            output::json_or_note(arguments.format, json_shapes::REMOVED, &removed, sentence)
         }
     }
 }

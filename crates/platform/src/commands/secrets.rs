@@ -12,7 +12,7 @@ use crate::connection::{ClusterArguments, EnvArguments, Scope};
 use crate::failure::Failure;
 use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note, one_line};
-use crate::printed::SecretsSet;
+use crate::printed::{Removed, SecretsSet};
 use crate::units;
 
 const EXAMPLES: &str = "\
@@ -75,7 +75,7 @@ pub(crate) struct ListArguments {
     format: FormatArguments,
 }
 
-/// Delete a bundle that no release needs any more
+/// Delete a bundle that nothing which runs needs; older releases that had it cannot be gone back to then
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArguments {
     /// The bundle
@@ -85,6 +85,8 @@ pub(crate) struct DeleteArguments {
     which: EnvArguments,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Where a secret comes from.
@@ -332,8 +334,9 @@ async fn delete(arguments: DeleteArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let bundle = arguments.bundle.as_str();
     client.delete_secrets(&env, bundle).await?;
-    note(format!("the bundle {bundle} of {env} is gone"));
-    Ok(())
+    let sentence = format!("the bundle {bundle} of {env} is gone");
+    let removed = Removed::bundle(bundle, env);
+    output::json_or_note(arguments.format, json_shapes::REMOVED, &removed, sentence)
 }
 
 #[cfg(test)]

@@ -12,8 +12,10 @@ use control_plane::{KEY_FILE, RestoreOptions, ServerOptions};
 use super::members;
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::logging::LogArguments;
-use crate::output::{self, note};
+use crate::output::{self, Format, FormatArguments, note};
+use crate::printed::{BackedUp, CaRotation, RestoredBackup};
 use crate::role_options;
 use crate::{notify, units};
 
@@ -93,6 +95,8 @@ struct RotateCaArguments {
     status: bool,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 async fn rotate_ca(arguments: RotateCaArguments) -> Result<(), Failure> {
@@ -102,8 +106,9 @@ async fn rotate_ca(arguments: RotateCaArguments) -> Result<(), Failure> {
     } else {
         client.rotate_ca(arguments.finish).await?
     };
-    output::line(&ca.fingerprint)?;
-    let left = members::acknowledged(&client, ca.counter).await?;
+    output::line_for_people(arguments.format, &ca.fingerprint)?;
+    let members = members::acknowledged(&client, ca.counter, arguments.format).await?;
+    let left = members.iter().filter(|row| !row.acknowledged).count();
     if left > 0 {
         note(format!(
             "{left} members have not learnt of it; they do when they are back"
@@ -113,6 +118,9 @@ async fn rotate_ca(arguments: RotateCaArguments) -> Result<(), Failure> {
         note(
             "the CA before it is trusted too; `platform server rotate-ca --finish` ends that, best once every member has learnt of the new one",
         );
+    }
+    if arguments.format.format == Format::Json {
+        return output::json(json_shapes::CA, &CaRotation { ca, members });
     }
     Ok(())
 }
@@ -125,6 +133,8 @@ struct BackupArguments {
     file: PathBuf,
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Put a backup in the place of the store
@@ -138,18 +148,36 @@ struct RestoreArguments {
     rehearse: bool,
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 async fn backup(arguments: BackupArguments) -> Result<(), Failure> {
-    let BackupArguments { file, place } = arguments;
+    let BackupArguments {
+        file,
+        place,
+        format,
+    } = arguments;
     let store = place.store().await?;
     control_plane::backup(&place.data_dir, store.as_deref(), &file).await?;
-    let size = std::fs::metadata(&file).map_or(0, |file| file.len());
-    output::line(format!("{}: {}", file.display(), units::size(size)))?;
-    note(format!(
+    let size_bytes = std::fs::metadata(&file).map_or(0, |file| file.len());
+    let text = format!("{}: {}", file.display(), units::size(size_bytes));
+    let key_file = place.data_dir.join(KEY_FILE);
+    let hint = format!(
         "it opens only with {} of the server: keep a copy of that apart",
-        place.data_dir.join(KEY_FILE).display()
-    ));
+        key_file.display()
+    );
+    if format.format == Format::Json {
+        let written = BackedUp {
+            file,
+            size_bytes,
+            key_file,
+        };
+        output::json(json_shapes::BACKUP, &written)?;
+    } else {
+        output::line(text)?;
+    }
+    note(hint);
     Ok(())
 }
 
@@ -161,7 +189,7 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
         rehearse: arguments.rehearse,
     };
     let restored = control_plane::restore(&options).await?;
-    output::line(format!(
+    let text = format!(
         "cluster {}: {} nodes, {} envs, {} instances, {} volumes, {} secrets opened",
         restored.cluster,
         restored.nodes,
@@ -169,7 +197,8 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
         restored.instances,
         restored.volumes,
         restored.secrets
-    ))?;
+    );
+    output::line_for_people(arguments.format, text)?;
     for cause in &restored.unreadable {
         note(format!("cannot be read, and is kept: {cause}"));
     }
@@ -184,6 +213,20 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
     } else {
         "restored; start the server".to_owned()
     });
+    if arguments.format.format == Format::Json {
+        let printed = RestoredBackup {
+            rehearsed: options.rehearse,
+            cluster: restored.cluster,
+            nodes: restored.nodes,
+            envs: restored.envs,
+            instances: restored.instances,
+            volumes: restored.volumes,
+            secrets: restored.secrets,
+            unreadable: restored.unreadable,
+            replaced: restored.replaced,
+        };
+        return output::json(json_shapes::RESTORED, &printed);
+    }
     Ok(())
 }
 

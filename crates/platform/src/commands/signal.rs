@@ -7,7 +7,9 @@ use node_core::boot::signal_name;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
-use crate::output::note;
+use crate::json_shapes;
+use crate::output::{self, FormatArguments};
+use crate::printed::Signalled;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +27,8 @@ pub(crate) struct Arguments {
     signal: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -33,14 +37,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         signal: arguments.signal,
     };
     client.signal(arguments.instance, &request).await?;
-    note(sent(&request.signal, arguments.instance));
-    Ok(())
+    let sent = sent(&request.signal, arguments.instance);
+    let sentence = format!("sent {} to the app of {}", sent.signal, sent.instance);
+    output::json_or_note(arguments.format, json_shapes::SIGNALLED, &sent, sentence)
 }
 
-/// What was done, with the signal's name whatever it was asked for by.
-fn sent(signal: &str, instance: InstanceId) -> String {
-    let name = signal_name(signal).unwrap_or_else(|| signal.to_owned());
-    format!("sent {name} to the app of {instance}")
+/// What was sent, with the signal's name whatever it was asked for by.
+fn sent(signal: &str, instance: InstanceId) -> Signalled {
+    Signalled {
+        instance,
+        signal: signal_name(signal).unwrap_or_else(|| signal.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -50,10 +57,7 @@ mod tests {
     #[test]
     fn case_a_signal_that_was_sent_by_number_is_named() {
         for (signal, name) in [("1", "SIGHUP"), ("usr1", "SIGUSR1"), ("37", "SIGRTMIN+3")] {
-            assert_eq!(
-                sent(signal, InstanceId(0x1f0c_2b7a)),
-                format!("sent {name} to the app of 1f0c2b7a")
-            );
+            assert_eq!(sent(signal, InstanceId(0x1f0c_2b7a)).signal, name);
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::printed::{Removed, RemovedKind};
 use crate::units::{self, parse_duration, rfc3339};
 
 const EXAMPLES: &str = "\
@@ -83,6 +84,8 @@ pub(crate) struct RevokeArguments {
     token: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// The id of a token: hexadecimal digits.
@@ -216,8 +219,9 @@ fn table(tokens: &[TokenRow]) -> Table {
 async fn revoke(arguments: RevokeArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     client.revoke_token(&arguments.token).await?;
-    note(format!("token {} lets nobody in any more", arguments.token));
-    Ok(())
+    let sentence = format!("token {} lets nobody in any more", arguments.token);
+    let removed = Removed::new(RemovedKind::EnrollmentToken, arguments.token);
+    output::json_or_note(arguments.format, json_shapes::REMOVED, &removed, sentence)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use api::user::{CreateUserTokenRequest, GrantRequest, Grants, Role, UserRow, UserTokenRow};
+use api_client::ApiClient;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use model::{OrgName, UserName};
 
@@ -10,6 +12,7 @@ use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::json_shapes;
 use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::printed::{Removed, RemovedKind};
 use crate::units::{self, parse_duration, rfc3339};
 
 const EXAMPLES: &str = "\
@@ -60,14 +63,16 @@ struct GrantArguments {
     /// The user: a name as `ann`, `ci` or `ann@example.com`
     #[arg(value_name = "USER")]
     user: UserName,
-    /// viewer, deployer or admin
-    #[arg(long, value_name = "ROLE")]
+    /// What the user may
+    #[arg(long, value_name = "ROLE", value_parser = role())]
     role: Role,
     /// Where [default: the whole cluster]
     #[arg(long, value_name = "ORG")]
     org: Option<OrgName>,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +85,8 @@ struct RevokeArguments {
     org: Option<OrgName>,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +96,8 @@ struct RemoveArguments {
     user: UserName,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Show the tokens that let users in; make and revoke them
@@ -120,8 +129,8 @@ struct CreateTokenArguments {
     /// The org in which it lets in, and nowhere else [default: wherever the user may]
     #[arg(long, value_name = "ORG")]
     org: Option<OrgName>,
-    /// What it opens at most: viewer, deployer or admin [default: all that the user may]
-    #[arg(long, value_name = "ROLE")]
+    /// What it opens at most [default: all that the user may]
+    #[arg(long, value_name = "ROLE", value_parser = role())]
     role: Option<Role>,
     /// How long it works, as in 12h or 90d [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -142,41 +151,75 @@ struct RevokeTokenArguments {
     token: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+/// Reads a role, of those that `--help` and shells name.
+fn role() -> impl TypedValueParser<Value = Role> {
+    let roles = [Role::Viewer, Role::Deployer, Role::Admin];
+    PossibleValuesParser::new(roles.map(Role::as_str)).try_map(|name| name.parse::<Role>())
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         None => list(arguments.list).await,
-        Some(Command::Grant(GrantArguments {
-            user,
-            role,
-            org,
-            cluster,
-        })) => {
-            let place = place(org.as_ref());
-            let role = Some(role);
-            let request = GrantRequest { org, role };
-            cluster.connect()?.grant(&user, &request).await?;
-            note(format!(
-                "{user} has the role {} in {place}",
-                request.role.map_or("", Role::as_str)
-            ));
-            Ok(())
-        }
-        Some(Command::Revoke(RevokeArguments { user, org, cluster })) => {
-            let place = place(org.as_ref());
-            let request = GrantRequest { org, role: None };
-            cluster.connect()?.grant(&user, &request).await?;
-            note(format!("{user} has no role in {place} any more"));
-            Ok(())
-        }
-        Some(Command::Remove(RemoveArguments { user, cluster })) => {
+        Some(Command::Grant(arguments)) => grant(arguments).await,
+        Some(Command::Revoke(arguments)) => revoke(arguments).await,
+        Some(Command::Remove(arguments)) => {
+            let RemoveArguments {
+                user,
+                cluster,
+                format,
+            } = arguments;
             cluster.connect()?.remove_user(&user).await?;
-            note(format!("{user} is gone, with every token"));
-            Ok(())
+            let sentence = format!("{user} is gone, with every token");
+            let removed = Removed::new(RemovedKind::User, user.as_str());
+            output::json_or_note(format, json_shapes::REMOVED, &removed, sentence)
         }
         Some(Command::Tokens(arguments)) => tokens(arguments).await,
     }
+}
+
+async fn grant(arguments: GrantArguments) -> Result<(), Failure> {
+    let GrantArguments { user, role, .. } = arguments;
+    let client = arguments.cluster.connect()?;
+    let place = place(arguments.org.as_ref());
+    let request = GrantRequest {
+        org: arguments.org,
+        role: Some(role),
+    };
+    client.grant(&user, &request).await?;
+    if arguments.format.format == Format::Json {
+        let row = find(&client, &user)
+            .await?
+            .ok_or_else(|| Failure::new(format!("{user} has the role, and is gone already")))?;
+        return output::json(json_shapes::USER, &row);
+    }
+    note(format!("{user} has the role {role} in {place}"));
+    Ok(())
+}
+
+async fn revoke(arguments: RevokeArguments) -> Result<(), Failure> {
+    let user = arguments.user;
+    let client = arguments.cluster.connect()?;
+    let place = place(arguments.org.as_ref());
+    let request = GrantRequest {
+        org: arguments.org,
+        role: None,
+    };
+    client.grant(&user, &request).await?;
+    if arguments.format.format == Format::Json {
+        return output::json(json_shapes::USER_LEFT, &find(&client, &user).await?);
+    }
+    note(format!("{user} has no role in {place} any more"));
+    Ok(())
+}
+
+/// The user as the list has it; absent: it has no such user.
+async fn find(client: &ApiClient, user: &UserName) -> Result<Option<UserRow>, Failure> {
+    let mut users = client.users().await?.into_iter();
+    Ok(users.find(|row| row.name == *user))
 }
 
 fn place(org: Option<&OrgName>) -> String {
@@ -223,10 +266,16 @@ async fn tokens(arguments: TokensArguments) -> Result<(), Failure> {
     match arguments.command {
         None => list_tokens(arguments.list, arguments.user).await,
         Some(TokensCommand::Create(arguments)) => create_token(arguments).await,
-        Some(TokensCommand::Revoke(RevokeTokenArguments { token, cluster })) => {
+        Some(TokensCommand::Revoke(arguments)) => {
+            let RevokeTokenArguments {
+                token,
+                cluster,
+                format,
+            } = arguments;
             cluster.connect()?.revoke_user_token(&token).await?;
-            note(format!("token {token} lets nobody in any more"));
-            Ok(())
+            let sentence = format!("token {token} lets nobody in any more");
+            let removed = Removed::new(RemovedKind::UserToken, token);
+            output::json_or_note(format, json_shapes::REMOVED, &removed, sentence)
         }
     }
 }

@@ -26,6 +26,12 @@ not know. A field that is marked *may be absent* is left out where there is noth
 `platform schema COMMAND` prints the JSON Schema of a command's output: `platform schema ps`. Beside these, `platform normalize` prints
 the manifest as JSON, by the schema that `platform schema` prints, and `--log-format json` of the roles is in [operations.md](operations.md).
 
+A command that lists prints its rows. One that changes a thing prints that thing after the change, as a row of its list: `platform nodes
+cordon` a row of `platform nodes`. One that removes a thing prints what is gone, a [Removed](#removed), whatever it is. `volumes delete` and
+`destroy`, which end more than one thing, have shapes of their own, and so have commands about this machine: `login`, `server init`,
+`node join`. Without `--format` are: `exec`, whose output is the command's; `fmt`, `normalize`, `completions` and `dev`, whose output is
+a file or a log; `schema`, which prints JSON without it; and the roles themselves, `server`, `node` and `edge`.
+
 A `Timestamp` is in milliseconds since 1970-01-01T00:00:00Z.
 ";
 
@@ -235,6 +241,46 @@ fn every_command_with_format_is_documented_and_every_shape_is_of_such_a_command(
     assert_eq!(of(Some(Form::Watched)), with("watch"));
 }
 
+/// Commands whose output is no result with a shape.
+const WITHOUT_FORMAT: [&str; 12] = [
+    // Prints the command's own output.
+    "exec",
+    // Print files, or write them.
+    "completions",
+    "fmt",
+    "manual",
+    "normalize",
+    // Prints a schema, which is JSON already.
+    "schema",
+    // Run until they are ended, and log.
+    "dev",
+    "edge",
+    "node",
+    "server",
+    // Are run by the roles.
+    "resolver",
+    "wireguard",
+];
+
+#[test]
+fn every_command_has_format_but_those_whose_output_is_something_else() {
+    fn walk(command: &Command, path: &str, without: &mut BTreeSet<String>) {
+        for below in command.get_subcommands() {
+            let path = format!("{path} {}", below.get_name()).trim().to_owned();
+            let has_format = below.get_arguments().any(|a| a.get_id() == "format");
+            // `secrets` alone is no command, `nodes` alone is one.
+            if !has_format && !below.is_subcommand_required_set() {
+                without.insert(path.clone());
+            }
+            walk(below, &path, without);
+        }
+    }
+    let mut without = BTreeSet::new();
+    walk(&Cli::command(), "", &mut without);
+    let expected = WITHOUT_FORMAT.map(str::to_owned).into();
+    assert_eq!(without, expected);
+}
+
 #[test]
 fn no_words_are_in_the_table_twice() {
     let words: Vec<_> = SHAPES.iter().flat_map(Documented::commands).collect();
@@ -290,5 +336,5 @@ fn case_a_schema_of_a_command_is_whole() {
             );
         }
     }
-    assert_eq!(schema_of("signal"), None);
+    assert_eq!(schema_of("fmt"), None);
 }

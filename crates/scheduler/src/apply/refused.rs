@@ -2,10 +2,14 @@
 
 use crate::access::AccessRefused;
 use api::enrollment::Member;
-use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
+use model::{AppName, EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
 
 /// Most labels of a node.
 pub const MAX_NODE_LABELS: usize = 64;
+/// Most envs of an app; one that has nothing but secret bundles counts.
+pub const MAX_ENVS_OF_AN_APP: usize = 2_000;
+/// Most secret bundles of an env.
+pub const MAX_BUNDLES_OF_AN_ENV: usize = 256;
 
 /// Why a command was not carried out. Nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +93,12 @@ pub enum Refused {
     /// The env is there already.
     #[error("env {0} is there already")]
     EnvExists(EnvKey),
+    /// The app has as many envs as it may have.
+    #[error("app {0} has {MAX_ENVS_OF_AN_APP} envs, and may have no more")]
+    TooManyEnvs(AppName),
+    /// The env has as many secret bundles as it may have.
+    #[error("env {0} has {MAX_BUNDLES_OF_AN_ENV} secret bundles, and may have no more")]
+    TooManyBundles(EnvKey),
     /// The env is being destroyed.
     #[error("env {0} is being destroyed")]
     EnvDestroying(EnvKey),

@@ -1,5 +1,5 @@
 //! What a release would do, found out on a copy of the cluster state: the planner itself is run to rest, and every instance that it makes is
-//! taken to be ready at once.
+//! taken to be ready at once, and so is one that is on its way now.
 //!
 //! Nothing is decided here that the planner does not decide. What it cannot foresee: an app that does not start, and what others
 //! change meanwhile.
@@ -111,6 +111,17 @@ pub fn dry_run(
     Ok(run)
 }
 
+/// The instance starts for the first time, and nothing has gone wrong yet.
+fn is_on_its_way(report: &InstanceReport) -> bool {
+    let starts = match report.state {
+        InstanceState::Created | InstanceState::Preparing | InstanceState::Booting => true,
+        state => state.is_running() && !state.is_ready(),
+    };
+    let has_failed =
+        report.failure.is_some() || report.last_exit.is_some() || report.liveness_failure.is_some();
+    starts && report.restarts == 0 && !has_failed
+}
+
 /// New instances are ready, release commands have completed, and what was terminated on a node that is heard is gone. False: nothing changed.
 fn settle(
     working: &mut ClusterState,
@@ -125,7 +136,10 @@ fn settle(
             .nodes
             .get(&instance.node)
             .is_some_and(Node::is_online);
-        let is_new = !before.contains(&id) && instance.report.is_none();
+        let is_new = match &instance.report {
+            None => true,
+            Some(report) => before.contains(&id) && is_on_its_way(report),
+        };
         if heard && (is_new || instance.is_terminating()) {
             moved.push(id);
         }
@@ -254,6 +268,49 @@ mod tests {
         let run = dry_run(&cluster, &env, &commands, Timestamp(3), &mut draw()).unwrap();
         assert_eq!((run.created.len(), run.terminated.len()), (0, 0));
         assert_eq!(run.phase, RolloutPhase::Done);
+    }
+
+    #[test]
+    fn beside_a_rollout_what_is_on_its_way_arrives_and_what_has_failed_does_not() {
+        let (mut cluster, commands) = rolled_out(|web| {
+            web.env.insert("COLOUR".to_owned(), "green".to_owned());
+        });
+        let env = key("shop/prod");
+        for command in &commands {
+            apply(&mut cluster, command).unwrap();
+        }
+        for action in plan(&cluster, Timestamp(3), &mut draw()).actions {
+            apply(&mut cluster, &action.into()).unwrap();
+        }
+        let there = &cluster.envs[&env];
+        let again = Command::AddRelease {
+            env: env.clone(),
+            number: ReleaseNumber(3),
+            release: Box::new(there.releases[&ReleaseNumber(2)].clone()),
+            rollout: crate::rollout::begin(Some(&there.rollout), ReleaseNumber(3), Timestamp(4)),
+        };
+        let commands = [again];
+        let mut with = |state, restarts| {
+            let mut made = 0;
+            for instance in cluster.instances.values_mut() {
+                if instance.spec.release == ReleaseNumber(2) {
+                    let mut report = InstanceReport::new(instance.spec.id, state);
+                    report.restarts = restarts;
+                    instance.report = Some(report);
+                    made += 1;
+                }
+            }
+            assert!(made > 0);
+            dry_run(&cluster, &env, &commands, Timestamp(5), &mut draw()).unwrap()
+        };
+        let unready = InstanceState::Running {
+            ready: false,
+            started_at: None,
+        };
+        for state in [InstanceState::Preparing, InstanceState::Booting, unready] {
+            assert_eq!(with(state, 0).phase, RolloutPhase::Done, "{state:?}");
+        }
+        assert_ne!(with(InstanceState::Booting, 3).phase, RolloutPhase::Done);
     }
 
     #[test]

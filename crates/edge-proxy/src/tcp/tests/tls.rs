@@ -15,7 +15,10 @@ use super::*;
 use crate::certificates::tests::{NO_ROUTES, certificate, table as certificates};
 
 /// Routes by port and host. A host of `""`: for whoever connects.
-fn by_name(counter: u64, routes: &[(u16, &str, RouteSettings, SocketAddr)]) -> RouteTable {
+pub(super) fn by_name(
+    counter: u64,
+    routes: &[(u16, &str, RouteSettings, SocketAddr)],
+) -> RouteTable {
     let mut by_name = table(counter, &[]);
     for (port, host, settings, backend) in routes {
         let plain = table(counter, &[(*port, &[*backend])]);
@@ -30,14 +33,14 @@ fn by_name(counter: u64, routes: &[(u16, &str, RouteSettings, SocketAddr)]) -> R
     by_name
 }
 
-fn mode(tls: TlsMode) -> RouteSettings {
+pub(super) fn mode(tls: TlsMode) -> RouteSettings {
     RouteSettings {
         tls: Some(tls),
         ..RouteSettings::default()
     }
 }
 
-fn terminate(alpn: &[&str]) -> RouteSettings {
+pub(super) fn terminate(alpn: &[&str]) -> RouteSettings {
     RouteSettings {
         alpn: alpn.iter().map(|name| (*name).to_owned()).collect(),
         ..mode(TlsMode::Terminate)
@@ -45,13 +48,13 @@ fn terminate(alpn: &[&str]) -> RouteSettings {
 }
 
 /// An edge that has these certificates.
-struct WithTls {
-    running: Running,
+pub(super) struct WithTls {
+    pub(super) running: Running,
     _folder: tempfile::TempDir,
 }
 
 impl WithTls {
-    async fn start(kept: &[(&str, &EdgeCertificate)], routes: &RouteTable) -> Self {
+    pub(super) async fn start(kept: &[(&str, &EdgeCertificate)], routes: &RouteTable) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let edge = Arc::new(Edge::default());
         let tls = Tls::open(Arc::clone(&edge), folder.path()).await.unwrap();
@@ -71,7 +74,11 @@ impl WithTls {
 }
 
 /// A client that trusts these certificates alone, and offers this by ALPN.
-fn client(trusted: &[&EdgeCertificate], alpn: &[&str], version: ProtocolVersion) -> TlsConnector {
+pub(super) fn client(
+    trusted: &[&EdgeCertificate],
+    alpn: &[&str],
+    version: ProtocolVersion,
+) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     for pem in trusted {
         let der = CertificateDer::from_pem_slice(pem.chain_pem.as_bytes());
@@ -91,7 +98,11 @@ fn client(trusted: &[&EdgeCertificate], alpn: &[&str], version: ProtocolVersion)
     Arc::new(config).into()
 }
 
-async fn handshake(with: &TlsConnector, port: u16, host: &str) -> io::Result<TlsStream<TcpStream>> {
+pub(super) async fn handshake(
+    with: &TlsConnector,
+    port: u16,
+    host: &str,
+) -> io::Result<TlsStream<TcpStream>> {
     let stream = connection(port).await;
     soon(with.connect(ServerName::try_from(host.to_owned()).unwrap(), stream)).await
 }

@@ -345,25 +345,6 @@ async fn a_client_has_its_share_of_streams_and_connections() {
     }
     assert!(refused.iter().all(|status| *status == 429), "{refused:?}");
     assert_eq!(edge.edge.streams.available_permits(), places);
-    // Another connection is told to calm down, as over TLS, where the version is known before anything else.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stream = TcpStream::connect(listener.local_addr().unwrap()).await;
-    let mut other = Wire(BufReader::new(stream.unwrap()));
-    let (theirs, from) = listener.accept().await.unwrap();
-    let ends = crate::forward::Ends {
-        client: from,
-        edge: edge.address,
-        scheme: crate::forward::Scheme::Https,
-    };
-    tokio::spawn(crate::http2::serve(
-        Arc::clone(&edge.edge),
-        theirs,
-        crate::buffer::Buffer::default(),
-        ends,
-        CancellationToken::new(),
-    ));
-    other.send(PREFACE).await;
-    assert_eq!(other.goaway().await, Some(CALM));
     drop(taken);
     let (status, ..) = wire.get(request("GET", "http://a.test/")).await;
     assert_eq!(status, 200);

@@ -8,7 +8,7 @@ use h2::server::SendResponse;
 use http::HeaderValue;
 
 /// An edge that routes `a.test` to backends that speak HTTP/2.
-async fn edge_to(backends: &[SocketAddr]) -> TestEdge {
+pub(super) async fn edge_to(backends: &[SocketAddr]) -> TestEdge {
     let edge = TestEdge::start(&[]).await;
     let mut routes = table(2, backends, None);
     let route = routes.routes.get_mut("a.test").unwrap();
@@ -499,14 +499,16 @@ async fn a_connection_that_goes_takes_no_request_any_more_and_keeps_what_it_has(
     assert_eq!(soon(long.data()).await.unwrap().unwrap(), "ended");
 }
 
-/// Reads a frame: its kind, flags and payload.
-async fn read_frame(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> (u8, u8, Vec<u8>) {
+/// Reads a frame: its kind, flags, stream and payload. `None`: the other side has closed.
+pub(super) async fn read_frame(
+    stream: &mut (impl tokio::io::AsyncRead + Unpin),
+) -> Option<(u8, u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
-    stream.read_exact(&mut head).await.unwrap();
-    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-    let mut payload = vec![0; length as usize];
-    stream.read_exact(&mut payload).await.unwrap();
-    (head[3], head[4], payload)
+    stream.read_exact(&mut head).await.ok()?;
+    let [a, b, c, kind, flags, number @ ..] = head;
+    let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+    stream.read_exact(&mut payload).await.ok()?;
+    Some((kind, flags, u32::from_be_bytes(number), payload))
 }
 
 /// An app that goes just when a request comes has done nothing of it, and says so: the request has another connection, to the same instance and whatever its method is.
@@ -530,12 +532,12 @@ async fn a_request_that_crosses_with_the_end_of_its_connection_is_made_again() {
                 .await
                 .unwrap();
             loop {
-                match read_frame(&mut stream).await {
-                    (4, 0, _) => stream
+                match read_frame(&mut stream).await.unwrap() {
+                    (4, 0, ..) => stream
                         .write_all(&[0, 0, 0, 4, 1, 0, 0, 0, 0])
                         .await
                         .unwrap(),
-                    (6, 0, payload) => {
+                    (6, 0, _, payload) => {
                         let pong = [&[0, 0, 8, 6, 1, 0, 0, 0, 0], &payload[..]].concat();
                         stream.write_all(&pong).await.unwrap();
                     }
@@ -556,41 +558,68 @@ async fn a_request_that_crosses_with_the_end_of_its_connection_is_made_again() {
     assert_eq!(connections.load(Ordering::SeqCst), 2);
 }
 
+/// Requests on one connection that an app suffers to be taken back: with more it ends the connection, as servers do since CVE-2023-44487.
+const MOST_TAKEN_BACK: u32 = 100;
+
+/// An app that answers `/long` in two parts, when it may end, and `/slow` never; and what it tells: its connections, and requests that came.
+async fn ends_connections_with_many_resets(
+    finish: Arc<tokio::sync::Notify>,
+) -> (SocketAddr, Arc<(AtomicU32, AtomicU32)>) {
+    let told = Arc::new((AtomicU32::new(0), AtomicU32::new(0)));
+    let known = Arc::clone(&told);
+    let address = backend(move |stream| {
+        let (told, finish) = (Arc::clone(&known), Arc::clone(&finish));
+        async move {
+            told.0.fetch_add(1, Ordering::SeqCst);
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            let (taken_back, is_enough) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+            let serving = async {
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    told.1.fetch_add(1, Ordering::SeqCst);
+                    if request.uri().path() == "/slow" {
+                        let (taken_back, is_enough) = (Arc::clone(&taken_back), is_enough.clone());
+                        tokio::spawn(async move {
+                            let reset = std::future::poll_fn(|context| respond.poll_reset(context));
+                            let _ = reset.await;
+                            if taken_back.fetch_add(1, Ordering::SeqCst) + 1 > MOST_TAKEN_BACK {
+                                is_enough.cancel();
+                            }
+                        });
+                        continue;
+                    }
+                    let finish = Arc::clone(&finish);
+                    tokio::spawn(async move {
+                        let mut body = respond.send_response(Response::new(()), false).unwrap();
+                        body.send_data("begun".into(), false).unwrap();
+                        finish.notified().await;
+                        // It fails where the connection has ended.
+                        let _ = body.send_data("ended".into(), true);
+                    });
+                }
+            };
+            is_enough.run_until_cancelled(serving).await;
+        }
+    });
+    (address.await, told)
+}
+
 /// Clients that leave have the edge reset their streams. A connection with many of those takes no more, before the app ends it with what others have under way.
 #[tokio::test]
 async fn clients_that_leave_end_no_stream_of_others() {
-    let asked = Arc::new(AtomicU32::new(0));
-    let counted = Arc::clone(&asked);
     let finish = Arc::new(tokio::sync::Notify::new());
-    let finished = Arc::clone(&finish);
-    let (address, connections) = app(move |request: Request<RecvStream>, mut respond| {
-        let (counted, finished) = (Arc::clone(&counted), Arc::clone(&finished));
-        async move {
-            counted.fetch_add(1, Ordering::SeqCst);
-            if request.uri().path() == "/slow" {
-                let _request = request;
-                std::future::pending::<()>().await;
-            }
-            let mut body = respond.send_response(Response::new(()), false).unwrap();
-            body.send_data("begun".into(), false).unwrap();
-            finished.notified().await;
-            body.send_data("ended".into(), true).unwrap();
-        }
-    })
-    .await;
+    let (address, told) = ends_connections_with_many_resets(Arc::clone(&finish)).await;
     let edge = edge_to(&[address]).await;
     let client = super::Client::connect(&edge).await;
     let long = client.ask(request("GET", "http://a.test/long")).await;
     let mut long = long.unwrap().into_body();
     assert_eq!(soon(long.data()).await.unwrap().unwrap(), "begun");
-    let many = crate::limits::MAX_TAKEN_BACK;
-    for at in 0..2 * many {
+    for at in 0..3 * MOST_TAKEN_BACK {
         let leaves = super::Client::connect(&edge).await;
         let mut requests = leaves.0.clone().ready().await.unwrap();
         let slow = request("GET", "http://a.test/slow");
         let (response, _) = requests.send_request(slow, true).unwrap();
         let came = async {
-            while asked.load(Ordering::SeqCst) < at + 2 {
+            while told.1.load(Ordering::SeqCst) < at + 2 {
                 tokio::task::yield_now().await;
             }
         };
@@ -603,9 +632,38 @@ async fn clients_that_leave_end_no_stream_of_others() {
         };
         soon(reset).await;
     }
-    assert!((2..=3).contains(&connections.load(Ordering::SeqCst)));
+    // Not one for each, either.
+    let connections = told.0.load(Ordering::SeqCst);
+    assert!((3..=20).contains(&connections), "{connections}");
     finish.notify_one();
     assert_eq!(soon(long.data()).await.unwrap().unwrap(), "ended");
+}
+
+/// Clients and apps of gRPC end each message's stream by a DATA frame without data, which is no flood, however many there are on a connection.
+#[tokio::test]
+async fn any_number_of_streams_ends_with_an_empty_frame() {
+    let (address, connections) = app(|mut request: Request<RecvStream>, mut respond| async move {
+        let told = text(request.body_mut()).await;
+        let mut body = respond.send_response(Response::new(()), false).unwrap();
+        if !told.is_empty() {
+            body.send_data(told.into(), false).unwrap();
+        }
+        body.send_data(Bytes::new(), true).unwrap();
+    })
+    .await;
+    let edge = edge_to(&[address]).await;
+    let client = super::Client::connect(&edge).await;
+    for at in 0..300 {
+        let (response, mut sending) = begin(&client, request("POST", "http://a.test/")).await;
+        let told = if at % 2 == 0 { "told" } else { "" };
+        if !told.is_empty() {
+            sending.send_data(told.into(), false).unwrap();
+        }
+        sending.send_data(Bytes::new(), true).unwrap();
+        let mut response = soon(response).await.unwrap();
+        assert_eq!(text(response.body_mut()).await, told);
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
 /// As many small messages at once as the windows allow are no flood.

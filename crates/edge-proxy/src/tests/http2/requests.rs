@@ -93,6 +93,46 @@ async fn a_trusted_proxy_is_believed() {
     }
 }
 
+/// A length is one form to the app, and is refused where it is not one number.
+#[tokio::test]
+async fn a_length_is_told_in_one_form() {
+    let edge = TestEdge::start(&[tells().await]).await;
+    let client = super::Client::connect(&edge).await;
+    let asked = |lengths: &[&str], host: &str| {
+        let mut asked = Request::post(format!("http://{host}/"));
+        for length in lengths {
+            asked = asked.header("content-length", *length);
+        }
+        asked.body(()).unwrap()
+    };
+    let send = async |asked: Request<()>| {
+        let mut requests = client.0.clone().ready().await.unwrap();
+        let (response, mut sending) = requests.send_request(asked, false).unwrap();
+        sending
+            .send_data(Bytes::from_static(b"body"), true)
+            .unwrap();
+        soon(response).await
+    };
+    let (_, _, told) = whole(send(asked(&["004"], "a.test")).await.unwrap()).await;
+    assert!(told.contains("\r\ncontent-length: 4\r\n"), "{told}");
+    for lengths in [
+        &["+4"][..],
+        &["4, 4"],
+        &["4,"],
+        &["4", "4"],
+        &["4", "5"],
+        &["0x4"],
+    ] {
+        match send(asked(lengths, "a.test")).await {
+            Ok(response) => assert_eq!(response.status(), 400, "{lengths:?}"),
+            Err(error) => assert_eq!(error.reason(), Some(h2::Reason::PROTOCOL_ERROR)),
+        }
+    }
+    // And a host is one, too.
+    let response = send(asked(&["4"], "a.test..")).await.unwrap();
+    assert_eq!(response.status(), 400);
+}
+
 #[tokio::test]
 async fn the_edge_answers_by_itself_as_over_http_1_1() {
     let edge = TestEdge::start(&[]).await;

@@ -4,16 +4,18 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use api::enrollment::{EnrollRole, Member};
+use api::enrollment::Member;
 use api::user::{InstanceRow, InstancesQuery, NodeRow, Scheduling, VolumesQuery};
 use api_client::ApiClient;
 use clap::Args;
 use model::{InstanceId, LabelKey, LabelValue, OrgName};
 
-use crate::commands::members;
+use crate::commands::members::{find_node as find, print_changed};
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
-use crate::output::note;
+use crate::json_shapes;
+use crate::output::{self, FormatArguments, note};
+use crate::printed::Removed;
 
 /// Time between two looks at a node that is drained.
 const POLL: Duration = Duration::from_millis(500);
@@ -28,6 +30,8 @@ pub(super) struct CordonArguments {
     node: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Let a node take instances again
@@ -38,6 +42,8 @@ pub(super) struct UncordonArguments {
     node: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Replace the instances of a node on other nodes, and keep new ones away
@@ -56,6 +62,8 @@ pub(super) struct DrainArguments {
     no_wait: bool,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Set or remove labels of a node
@@ -72,6 +80,8 @@ pub(super) struct LabelArguments {
     labels: Vec<LabelChange>,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// One label that is set or removed.
@@ -116,6 +126,8 @@ pub(super) struct SetOrgArguments {
     any: bool,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Stop what a node runs and the store does not know, as after a restore from an older backup
@@ -137,6 +149,8 @@ pub(super) struct StopUnknownArguments {
     no_wait: bool,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// Remove a node from the cluster for good
@@ -155,22 +169,24 @@ pub(super) struct RemoveArguments {
     yes: bool,
     #[command(flatten)]
     cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(super) async fn cordon(arguments: CordonArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let node = find(&client, &arguments.node).await?;
     client.set_scheduling(node.id, Scheduling::Cordoned).await?;
-    note(format!("{} ({}) gets no new instances", node.name, node.id));
-    Ok(())
+    let sentence = format!("{} ({}) gets no new instances", node.name, node.id);
+    print_changed(&client, Member::Node(node.id), arguments.format, sentence).await
 }
 
 pub(super) async fn uncordon(arguments: UncordonArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let node = find(&client, &arguments.node).await?;
     (client.set_scheduling(node.id, Scheduling::Schedulable)).await?;
-    note(format!("{} ({}) takes instances", node.name, node.id));
-    Ok(())
+    let sentence = format!("{} ({}) takes instances", node.name, node.id);
+    print_changed(&client, Member::Node(node.id), arguments.format, sentence).await
 }
 
 pub(super) async fn label(arguments: LabelArguments) -> Result<(), Failure> {
@@ -179,8 +195,8 @@ pub(super) async fn label(arguments: LabelArguments) -> Result<(), Failure> {
     let changes = arguments.labels.into_iter();
     let changes = changes.map(|change| (change.key, change.value)).collect();
     client.set_labels(node.id, changes).await?;
-    note(format!("{} ({}) is labelled", node.name, node.id));
-    Ok(())
+    let sentence = format!("{} ({}) is labelled", node.name, node.id);
+    print_changed(&client, Member::Node(node.id), arguments.format, sentence).await
 }
 
 pub(super) async fn set_org(arguments: SetOrgArguments) -> Result<(), Failure> {
@@ -189,27 +205,23 @@ pub(super) async fn set_org(arguments: SetOrgArguments) -> Result<(), Failure> {
     let whose =
         (arguments.org.as_ref()).map_or("every org".to_owned(), |org| format!("org {org} only"));
     client.set_node_org(node.id, arguments.org).await?;
-    note(format!(
-        "{} ({}) runs the apps of {whose}",
-        node.name, node.id
-    ));
-    Ok(())
+    let sentence = format!("{} ({}) runs the apps of {whose}", node.name, node.id);
+    print_changed(&client, Member::Node(node.id), arguments.format, sentence).await
 }
 
 pub(super) async fn stop_unknown(arguments: StopUnknownArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let node = find(&client, &arguments.node).await?;
     let NodeRow { id, name, .. } = node;
+    let (member, format) = (Member::Node(id), arguments.format);
     let wanted = if arguments.instances.is_empty() {
         node.unknown_instances
     } else {
         arguments.instances
     };
     if wanted.is_empty() {
-        note(format!(
-            "{name} ({id}) runs nothing that the store does not know"
-        ));
-        return Ok(());
+        let sentence = format!("{name} ({id}) runs nothing that the store does not know");
+        return print_changed(&client, member, format, sentence).await;
     }
     let listed: Vec<_> = wanted.iter().map(ToString::to_string).collect();
     if !arguments.yes {
@@ -217,11 +229,8 @@ pub(super) async fn stop_unknown(arguments: StopUnknownArguments) -> Result<(), 
     }
     let told = client.stop_unknown(id, wanted).await?.instances;
     if arguments.no_wait {
-        note(format!(
-            "{name} ({id}) is told to stop {} instances",
-            told.len()
-        ));
-        return Ok(());
+        let sentence = format!("{name} ({id}) is told to stop {} instances", told.len());
+        return print_changed(&client, member, format, sentence).await;
     }
     let mut said = None;
     loop {
@@ -237,11 +246,8 @@ pub(super) async fn stop_unknown(arguments: StopUnknownArguments) -> Result<(), 
         }
         tokio::time::sleep(POLL).await;
     }
-    note(format!(
-        "{} instances are gone from {name} ({id})",
-        told.len()
-    ));
-    Ok(())
+    let sentence = format!("{} instances are gone from {name} ({id})", told.len());
+    print_changed(&client, member, format, sentence).await
 }
 
 pub(super) async fn drain(arguments: DrainArguments) -> Result<(), Failure> {
@@ -251,9 +257,10 @@ pub(super) async fn drain(arguments: DrainArguments) -> Result<(), Failure> {
     let scheduling = Scheduling::Draining { with_volumes };
     client.set_scheduling(node.id, scheduling).await?;
     let NodeRow { id, name, .. } = node;
+    let (member, format) = (Member::Node(id), arguments.format);
     if arguments.no_wait {
-        note(format!("{name} ({id}) is being drained"));
-        return Ok(());
+        let sentence = format!("{name} ({id}) is being drained");
+        return print_changed(&client, member, format, sentence).await;
     }
     let mut said: Option<(usize, Instant)> = None;
     loop {
@@ -279,10 +286,10 @@ pub(super) async fn drain(arguments: DrainArguments) -> Result<(), Failure> {
         }
         tokio::time::sleep(POLL).await;
     }
-    note(format!(
+    let sentence = format!(
         "{name} ({id}) has no instances; `platform nodes uncordon {id}` lets it take some again"
-    ));
-    Ok(())
+    );
+    print_changed(&client, member, format, sentence).await
 }
 
 /// Says what the first env waits for whose instances do not go.
@@ -333,8 +340,9 @@ pub(super) async fn remove(arguments: RemoveArguments) -> Result<(), Failure> {
         confirm(&what)?;
     }
     client.remove_node(node.id, arguments.lost).await?;
-    note(format!("{} ({}) is removed", node.name, node.id));
-    Ok(())
+    let removed = Removed::member(Member::Node(node.id), &node.name);
+    let sentence = format!("{} ({}) is removed", node.name, node.id);
+    output::json_or_note(arguments.format, json_shapes::REMOVED, &removed, sentence)
 }
 
 /// Asks whether that is to be done.
@@ -352,12 +360,4 @@ fn confirm(what: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new("nothing was done"))
-}
-
-/// The node of this id or name.
-async fn find(client: &ApiClient, wanted: &str) -> Result<NodeRow, Failure> {
-    let nodes = client.nodes().await?;
-    members::pick(EnrollRole::Node, nodes, wanted, |node| {
-        (Member::Node(node.id), &node.name)
-    })
 }

@@ -8,8 +8,10 @@ use clap::Args;
 
 use super::options::{DATA_DIR, OptionArguments, Place, server_options};
 use crate::failure::Failure;
+use crate::json_shapes;
 use crate::logging::LogArguments;
-use crate::output::{self, note};
+use crate::output::{self, Format, FormatArguments, note};
+use crate::printed::{ClusterSetUp, RoleStart, ServerSetUp};
 use crate::role_options::{self, KeptOptions as _, KeptServerOptions};
 use crate::service::{self, Start};
 
@@ -37,20 +39,23 @@ pub(super) struct Arguments {
     no_start: bool,
     #[command(flatten)]
     log: LogArguments,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     arguments.log.start()?;
     service::close_to_others();
+    let format = arguments.format;
     let data_dir = arguments.place.data_dir;
     let given = arguments.options.with_store(arguments.place.store);
     if let Some(kept) = role_options::load::<KeptServerOptions>(&data_dir).await? {
-        return change(given, kept, &data_dir).await;
+        let set_up = change(given, kept, &data_dir).await?;
+        return print(format, &set_up);
     }
     let options = complete(given)?;
     let made = control_plane::init(&server_options(options.clone(), &data_dir)).await?;
     role_options::keep(&data_dir, &options).await?;
-    output::line(format!("cluster {}", made.cluster))?;
     let fingerprint = made
         .ca_fingerprint
         .iter()
@@ -59,17 +64,28 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
             let _ = write!(text, "{byte:02x}");
             text
         });
-    output::line(format!("CA      sha256:{fingerprint}"))?;
-    output::line(format!("server  {}", made.url))?;
-    output::line(format!("admin   {}", made.client_config.display()))?;
-    if !made.is_new {
+    let cluster = ClusterSetUp {
+        id: made.cluster,
+        ca_fingerprint: format!("sha256:{fingerprint}"),
+        server: made.url,
+        client_config: made.client_config,
+        key_file: data_dir.join(control_plane::KEY_FILE),
+        is_new: made.is_new,
+    };
+    if format.format == Format::Text {
+        output::line(format!("cluster {}", cluster.id))?;
+        output::line(format!("CA      {}", cluster.ca_fingerprint))?;
+        output::line(format!("server  {}", cluster.server))?;
+        output::line(format!("admin   {}", cluster.client_config.display()))?;
+    }
+    if !cluster.is_new {
         note("the cluster was there before, and is kept");
     }
     note(format!(
         "keep a copy of {} apart from backups: without it no backup can be opened",
-        data_dir.join(control_plane::KEY_FILE).display()
+        cluster.key_file.display()
     ));
-    service::start(Start {
+    let start = service::start(Start {
         role: "server",
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
@@ -79,7 +95,20 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
     })
     .await?;
     note("next: `platform tokens create --role node` prints a token, with which a machine joins");
-    Ok(())
+    let set_up = ServerSetUp {
+        cluster: Some(cluster),
+        options_changed: true,
+        start,
+    };
+    print(format, &set_up)
+}
+
+/// Prints what was set up to programs; people have read it.
+fn print(format: FormatArguments, set_up: &ServerSetUp) -> Result<(), Failure> {
+    match format.format {
+        Format::Json => output::json(json_shapes::SERVER_SET_UP, set_up),
+        Format::Text => Ok(()),
+    }
 }
 
 /// Keeps other options of a server that is set up.
@@ -87,7 +116,7 @@ async fn change(
     given: KeptServerOptions,
     kept: KeptServerOptions,
     data_dir: &Path,
-) -> Result<(), Failure> {
+) -> Result<ServerSetUp, Failure> {
     if given == KeptServerOptions::default() {
         return Err(Failure::new(format!(
             "this machine has a server already: {}",
@@ -99,13 +128,19 @@ async fn change(
         ));
     }
     let changed = given.or(kept.clone());
-    if changed == kept {
+    let options_changed = changed != kept;
+    let mut start = RoleStart::default();
+    if options_changed {
+        role_options::keep(data_dir, &changed).await?;
+        start.command = Some(service::note_changed("server"));
+    } else {
         note("the server has these options already");
-        return Ok(());
     }
-    role_options::keep(data_dir, &changed).await?;
-    service::note_changed("server");
-    Ok(())
+    Ok(ServerSetUp {
+        cluster: None,
+        options_changed,
+        start,
+    })
 }
 
 /// The options with an address that other machines reach, unless one was named.

@@ -2,6 +2,8 @@
 //! (`node join` needs what guests boot: the tests of the cluster go through it.)
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod reload;
+
 use std::io::{IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -31,6 +33,10 @@ impl Drop for Machine {
         for role in &mut self.roles {
             let _ = role.kill();
             let _ = role.wait();
+        }
+        for edge in self.edges() {
+            let edge = rustix::process::Pid::from_raw(edge).unwrap();
+            let _ = rustix::process::kill_process(edge, rustix::process::Signal::KILL);
         }
         // Its link to the instances of other machines.
         let mut down = self.command(&["edge", "down", "--data-dir"]);
@@ -80,6 +86,20 @@ impl Machine {
         let mut command = self.role(&[role]);
         command.stderr(log).stdout(Stdio::null());
         self.roles.push(command.spawn().unwrap());
+    }
+
+    /// The edges on its folder that run, whoever started them.
+    fn edges(&self) -> Vec<i32> {
+        let folder = self.folder("edge");
+        let is_one = |pid: &i32| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<_> = words.split(|byte| *byte == 0).collect();
+            words.get(1) == Some(&&b"edge"[..])
+                && words.contains(&folder.as_os_str().as_encoded_bytes())
+        };
+        let processes = std::fs::read_dir("/proc").unwrap();
+        let pids = processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        pids.filter(is_one).collect()
     }
 
     fn options(&self, role: &str) -> Value {
@@ -367,6 +387,15 @@ fn an_edge_that_starts_again_refuses_no_client() {
     machine.roles.push(command.spawn().unwrap());
     assert_eq!(receive(&notified).0, "READY=1", "nothing new is kept");
     assert!(answered(waits).starts_with("HTTP/1."));
+    // What it starts has not the socket: the process of WireGuard would listen when this one does no more.
+    let edge = machine.roles.last().unwrap().id();
+    let of_socket = std::fs::read_to_string(format!("/proc/{edge}/fdinfo/3")).unwrap();
+    let flags = of_socket
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"));
+    let flags = u32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+    let closed_on_exec = rustix::fs::OFlags::CLOEXEC.bits();
+    assert_eq!(flags & closed_on_exec, closed_on_exec, "{of_socket}");
 }
 
 /// A message to systemd, and the socket that came with it.
