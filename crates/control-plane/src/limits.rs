@@ -103,6 +103,9 @@ pub(crate) const USER_KNOWN_FOR: Duration = Duration::from_secs(5);
 pub(crate) const USER_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Users known so at a time; the store is asked for all others.
 pub(crate) const MAX_USERS_KNOWN: usize = 4096;
+/// Connections that wait to be accepted. Beyond them the kernel forgets those that ask, and they ask again after a second. It takes no more than
+/// `net.core.somaxconn`, which is 4096.
+pub(crate) const BACKLOG: i32 = 4096;
 /// Connections of nodes and edges.
 pub(crate) const MAX_MEMBER_CONNECTIONS: usize = 32_768;
 /// Those of one member: its polls and reports have one, and each stream of logs, of a command or of a forwarded connection has one.

@@ -19,7 +19,7 @@ use crate::dispatch::{Dispatch, Door};
 use crate::election::Election;
 use crate::enrollment_rate::EnrollmentRate;
 use crate::keys::{self, ClusterKeys};
-use crate::limits::{ACCEPT_PAUSE, SHUTDOWN_GRACE, TURNED_AWAY_INTERVAL};
+use crate::limits::{ACCEPT_PAUSE, BACKLOG, SHUTDOWN_GRACE, TURNED_AWAY_INTERVAL};
 use crate::listens_at::listens_at;
 use crate::metrics::ServerMetrics;
 use crate::options::{Ready, ServerError, ServerOptions, reachable, store_url};
@@ -56,6 +56,8 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         source,
     };
     let listener = TcpListener::bind(options.listen).await.map_err(listening)?;
+    // Again, for its backlog: after a start, every member of the cluster connects at once.
+    rustix::net::listen(&listener, BACKLOG).map_err(|error| listening(error.into()))?;
     let address = listener.local_addr().map_err(listening)?;
     let server_url = match &options.advertise {
         Some(url) => url.clone(),

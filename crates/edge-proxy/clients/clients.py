@@ -91,7 +91,9 @@ def curl(report, stand):
             if not is_one:
                 status, _, head, body = ask("/echo", "--upload-file", file.name, "-H", "Expect: 100-continue", "--expect100-timeout", "15")
                 equal((status, len(body)), (200, 3_000_000))
-                equal(re.search(r"HTTP/[12.]+ 100", head) is not None, True, "an answer 100")
+                if not is_two:
+                    # Over HTTP/2 curl begins its body at once, and then no 100 is needed (RFC 9110, 10.1.1).
+                    equal(re.search(r"HTTP/[12.]+ 100", head) is not None, True, "an answer 100")
                 status, _, _, body = ask("/refuse", "--upload-file", file.name)
                 equal((status, body), (413, b"too much"), "an early answer")
         if not is_one:

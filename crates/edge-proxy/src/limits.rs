@@ -6,6 +6,9 @@ use std::time::Duration;
 pub(crate) const MAX_CLIENT_CONNECTIONS: usize = 10_000;
 /// Connections of TCP routes at once, apart from those of HTTP. The next one waits in the kernel's backlog.
 pub(crate) const MAX_TCP_CONNECTIONS: usize = 10_000;
+/// Connections that wait to be accepted, for each port. Beyond them the kernel forgets those that ask, and they ask again after a second. It takes no
+/// more than `net.core.somaxconn`, which is 4096.
+pub(crate) const BACKLOG: i32 = 4096;
 /// Bytes of a request's or a response's head (first line and headers).
 pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Headers in a request or a response.

@@ -20,7 +20,7 @@ use crate::{connection, http2};
 
 /// Serves until `shutdown`, then until the requests in flight are done, within bounds.
 pub(crate) async fn serve(edge: Arc<Edge>, listener: TcpListener, shutdown: CancellationToken) {
-    socket::prepare(&listener);
+    socket::prepare_listener(&listener);
     // Without a token in each: what a connection waits for costs each of its requests.
     let mut connections = JoinSet::new();
     let room = Arc::new(Semaphore::new(MAX_CLIENT_CONNECTIONS));

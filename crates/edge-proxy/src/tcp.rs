@@ -247,7 +247,7 @@ async fn listen(port: Port, room: Arc<Semaphore>, listener: &TcpListener) {
     let (edge, address) = (&port.edge, port.address);
     let _listening = edge.metrics.count_port(PortState::Listening);
     tracing::info!(%address, "listens at the port of a TCP route");
-    socket::prepare(listener);
+    socket::prepare_listener(listener);
     loop {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&room).acquire_owned().await else {

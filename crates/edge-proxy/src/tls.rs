@@ -348,7 +348,7 @@ fn begin_with_kept(
 
 /// Serves until `shutdown`, then until the requests in flight are done, within bounds.
 pub(crate) async fn serve(tls: Arc<Tls>, listener: TcpListener, shutdown: CancellationToken) {
-    socket::prepare(&listener);
+    socket::prepare_listener(&listener);
     let connections = tls.edge.tls_connections.clone();
     let room = Arc::new(Semaphore::new(MAX_CLIENT_CONNECTIONS));
     let cut_off = CancellationToken::new();

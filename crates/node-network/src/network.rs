@@ -32,6 +32,8 @@ const CLUSTER_ROUTE_METRIC: u32 = 2048;
 const NO_UPLINK_METRIC: u32 = u32::MAX;
 /// The setting `arp_ignore` of a tap: no request is answered, and none makes a neighbour (kernel documentation, ip-sysctl).
 const ARP_NEVER_ANSWERED: &str = "8";
+/// How often the network is set up in one call, where somebody removes the namespace's name each time.
+const MAX_ATTEMPTS: u32 = 3;
 /// Where the machine's name servers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -77,7 +79,8 @@ pub(crate) struct Loaded {
 
 impl Network {
     /// Makes whatever of the network is missing, and leaves what is there: taps, rules and
-    /// connections of running instances are not disturbed. May be called at any time.
+    /// connections of running instances are not disturbed. May be called at any time, and starts over where the
+    /// namespace's name is removed meanwhile.
     ///
     /// # Errors
     /// Invalid settings, or a refusal of the kernel, `ip` or `nft`.
@@ -87,6 +90,26 @@ impl Network {
             return Err(NetworkError::Prefix(settings.cluster_prefix));
         }
         check_mtu(settings.mtu)?;
+        let mut attempts = 1;
+        loop {
+            let made = Self::make_missing(settings, &suffix).await;
+            let Err(error) = made else { return made };
+            let named = namespace::look_up(&suffix.namespace()).await?;
+            if matches!(named, Named::Present) || attempts == MAX_ATTEMPTS {
+                return Err(error);
+            }
+            attempts += 1;
+            tracing::warn!(
+                error = display::chain(&error),
+                "somebody removed the name of the workload network's namespace while it was set up; it is set up again"
+            );
+        }
+    }
+
+    async fn make_missing(
+        settings: &NetworkSettings,
+        suffix: &Suffix,
+    ) -> Result<Self, NetworkError> {
         let namespace = suffix.namespace();
         ensure_namespace(&namespace, settings).await?;
         let network = Self {

@@ -15,6 +15,11 @@ use node_network::{Network, NetworkError, NetworkSettings};
 use support::{Guest, address, icmp, isolated, machine_state, settings, udp, whole_guest};
 use test_namespaces::{enter, shell};
 
+/// Moments at which the namespace's name is removed while the network is set up, which takes some 50 ms.
+const ROUNDS: u32 = 30;
+/// From one of these moments to the next.
+const LOSS_STEP: Duration = Duration::from_millis(2);
+
 fn host_socket() -> UdpSocket {
     let socket = UdpSocket::bind((address(0, 1), 0)).unwrap();
     socket
@@ -251,6 +256,33 @@ fn case_a_lost_name_and_a_lost_link_are_mended_and_the_instances_go_on() {
             all_go_on(&network, "with rules").await;
             let names = shell("ip netns list");
             assert_eq!(names.lines().count(), 1, "{names}");
+        },
+    );
+}
+
+#[test]
+fn a_name_that_is_lost_while_the_network_is_set_up_is_given_again() {
+    isolated(
+        "a_name_that_is_lost_while_the_network_is_set_up_is_given_again",
+        || async {
+            let network = Network::ensure(&settings()).await.unwrap();
+            // It has a tap in the namespace, as a running VM has.
+            let guest = Guest::new(&network, 7, 0xa1).await;
+            for round in 0..ROUNDS {
+                let lose = std::thread::spawn(move || {
+                    std::thread::sleep(LOSS_STEP * round);
+                    shell("umount /run/netns/platform-test; rm -f /run/netns/platform-test || :");
+                });
+                let network = Network::ensure(&settings()).await;
+                lose.join().unwrap();
+                let network = network.unwrap_or_else(|error| panic!("{round}: {error:?}"));
+                network.mend().await.unwrap();
+                let busy = network.create_tap(&guest.endpoint()).await;
+                assert!(
+                    matches!(busy, Err(NetworkError::TapBusy { .. })),
+                    "round {round} left the namespace of the running VM: {busy:?}"
+                );
+            }
         },
     );
 }

@@ -10,7 +10,11 @@ use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg_addr, socket_with,
@@ -19,6 +23,11 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 /// Most sockets that are looked at: as many as the unit of the edge may have kept.
 const MOST: usize = 4096;
+/// How long one message waits where nobody reads those before it.
+const SEND_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Whether the last message found no room. The next ones do not wait then: there may be one for each of thousands of sockets.
+static HAS_NO_ROOM: AtomicBool = AtomicBool::new(false);
 
 /// The role does its work.
 pub(crate) fn ready() {
@@ -92,12 +101,14 @@ fn send(name: &OsStr, message: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<(
         return Err(io::Error::other("more than one socket at a time"));
     }
     let message = [IoSlice::new(message.as_bytes())];
-    sendmsg_addr(
-        &from,
-        &address,
-        &message,
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
+    let mut flags = SendFlags::NOSIGNAL;
+    flags.set(SendFlags::DONTWAIT, HAS_NO_ROOM.load(Ordering::Relaxed));
+    set_socket_timeout(&from, Timeout::Send, Some(SEND_TIMEOUT))?;
+    let sent = sendmsg_addr(&from, &address, &message, &mut ancillary, flags);
+    HAS_NO_ROOM.store(sent == Err(Errno::AGAIN), Ordering::Relaxed);
+    match sent {
+        Ok(_) => Ok(()),
+        Err(Errno::AGAIN) => Err(io::Error::other("it does not read what it is told")),
+        Err(error) => Err(error.into()),
+    }
 }

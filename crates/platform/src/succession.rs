@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   old                                        new
-//!    |-- "lock:listener:tcp-30000", "end" ----->|  with the descriptors; the channel is its standard input
-//!    |<------------------------------ "pid 7" --|
+//!    |<------------------------------ "pid 7" --|  the channel is its standard input
+//!    |-- "lock:listener:tcp-30000", "end" ----->|  with the descriptors
 //!    |<------------------------------ "ready" --|  it has opened all that it needs
 //!    |-- "go" --------------------------------->|  systemd has heard of it (MAINPID): it accepts clients, and says READY
 //!   finishes what is open                       |
@@ -35,6 +35,7 @@ use rustix::net::{
     socketpair, sockopt,
 };
 use rustix::process::getpid;
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
@@ -78,6 +79,26 @@ impl Channel {
     fn send(&self, message: &str) -> io::Result<()> {
         send(&self.0, message.as_bytes(), SendFlags::NOSIGNAL)?;
         Ok(())
+    }
+
+    /// Sends descriptors with their names, and [`END`].
+    async fn send_descriptors(&self, named: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
+        for some in named.chunks(MOST_AT_ONCE) {
+            let (names, descriptors): (Vec<_>, Vec<_>) = some.iter().copied().unzip();
+            let names = names.join(":");
+            let send_some = || {
+                let mut space =
+                    [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_AT_ONCE))];
+                let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+                let names = [IoSlice::new(names.as_bytes())];
+                sendmsg(&self.0, &names, &mut ancillary, SendFlags::NOSIGNAL)?;
+                Ok(())
+            };
+            self.0.async_io(Interest::WRITABLE, send_some).await?;
+        }
+        let send_end = || self.send(END);
+        self.0.async_io(Interest::WRITABLE, send_end).await
     }
 
     /// Whether the other process runs.
@@ -128,6 +149,10 @@ pub(crate) fn before() -> io::Result<Option<Before>> {
     }
     // Nobody else reads from it, and no process gets it: each has an input of its own.
     let socket = input.as_fd().try_clone_to_owned()?;
+    let pid = format!("{PID}{}", getpid().as_raw_nonzero());
+    send(&socket, pid.as_bytes(), SendFlags::NOSIGNAL)?;
+    // It ends with the process at the other end.
+    rustix::io::ioctl_fionbio(&socket, false)?;
     let (mut lock, mut sockets, mut before) = (None, Vec::new(), Vec::new());
     loop {
         let (names, descriptors) = receive_descriptors(&socket)?;
@@ -142,9 +167,8 @@ pub(crate) fn before() -> io::Result<Option<Before>> {
             }
         }
     }
-    let channel = Channel::new(socket)?;
-    channel.send(&format!("{PID}{}", getpid().as_raw_nonzero()))?;
-    before.insert(0, channel);
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    before.insert(0, Channel::new(socket)?);
     Ok(Some(Before {
         channels: before,
         lock: lock.ok_or(io::ErrorKind::InvalidData)?,
@@ -171,20 +195,6 @@ fn own_command(program: &Path) -> Command {
     }
     command.args(words);
     command
-}
-
-fn send_descriptors(to: &OwnedFd, named: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
-    for some in named.chunks(MOST_AT_ONCE) {
-        let (names, descriptors): (Vec<_>, Vec<_>) = some.iter().copied().unzip();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_AT_ONCE))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let names = names.join(":");
-        let names = [IoSlice::new(names.as_bytes())];
-        sendmsg(to, &names, &mut ancillary, SendFlags::NOSIGNAL)?;
-    }
-    send(to, END.as_bytes(), SendFlags::NOSIGNAL)?;
-    Ok(())
 }
 
 fn receive_descriptors(from: &OwnedFd) -> io::Result<(String, Vec<OwnedFd>)> {
@@ -263,7 +273,6 @@ impl Processes {
         );
         let before = self.before.iter().filter(|before| before.is_open());
         named.extend(before.map(|before| (BEFORE, before.0.as_fd())));
-        send_descriptors(&ours, &named)?;
         let channel = Channel::new(ours)?;
         let mut command = tokio::process::Command::from(own_command(&self.program));
         command
@@ -278,6 +287,8 @@ impl Processes {
             let pid = channel.receive().await?;
             let pid = pid.strip_prefix(PID).and_then(|pid| pid.parse().ok());
             let next = Starting::hold(pid.ok_or(io::ErrorKind::InvalidData)?)?;
+            // Not before: where the program is another one, they would stay in the channel, and listen, for as long as anybody has its end.
+            channel.send_descriptors(&named).await?;
             // From its end on who started this process is the parent of the new one.
             first_step.wait().await?;
             if channel.receive().await? != READY {
@@ -391,26 +402,31 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn more_descriptors_than_one_message_takes_are_handed_over_by_their_names() {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    #[tokio::test]
+    async fn more_descriptors_than_one_message_takes_are_handed_over_by_their_names() {
+        let flags = SocketFlags::CLOEXEC;
         let kind = SocketType::SEQPACKET;
         let (old, new) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+        rustix::io::ioctl_fionbio(&old, true).unwrap();
         let file = File::open("/dev/null").unwrap();
-        let names: Vec<_> = (0..=2 * MOST_AT_ONCE)
+        // More than what the channel has room for.
+        let names: Vec<_> = (0..=60 * MOST_AT_ONCE)
             .map(|number| format!("tcp-{}", 30000 + number))
             .collect();
-        let named: Vec<_> = names.iter().map(|name| (&**name, file.as_fd())).collect();
-        send_descriptors(&old, &named).unwrap();
-        let mut received = Vec::new();
-        loop {
-            let (names, descriptors) = receive_descriptors(&new).unwrap();
-            if names == END {
-                break;
+        let receiving = tokio::task::spawn_blocking(move || {
+            let mut received = Vec::new();
+            loop {
+                let (names, descriptors) = receive_descriptors(&new).unwrap();
+                if names == END {
+                    return received;
+                }
+                assert_eq!(names.split(':').count(), descriptors.len());
+                received.extend(names.split(':').map(str::to_owned));
             }
-            assert_eq!(names.split(':').count(), descriptors.len());
-            received.extend(names.split(':').map(str::to_owned));
-        }
-        assert_eq!(received, names);
+        });
+        let named: Vec<_> = names.iter().map(|name| (&**name, file.as_fd())).collect();
+        let channel = Channel::new(old).unwrap();
+        channel.send_descriptors(&named).await.unwrap();
+        assert_eq!(receiving.await.unwrap(), names);
     }
 }

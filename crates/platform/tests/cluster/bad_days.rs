@@ -182,6 +182,10 @@ fn case_a_node_on_its_bad_days_orphans_nothing() {
             .log("node")
             .contains("closed what other users of this machine could read")
     );
+    // The server's rows are of before until the node reports.
+    wait_for("the agent to be up again", || {
+        cluster.log("node").matches("the node is up").count() == 2
+    });
     wait_for("all to be ready", || all_ready(&cluster));
     assert_eq!(
         vmms(&cluster),

@@ -528,6 +528,59 @@ fn a_next_edge_that_hangs_is_ended_and_so_is_one_whose_old_one_is_stopped() {
     assert!(edge.heard_nothing(), "{}", edge.log());
 }
 
+#[test]
+fn a_program_that_is_no_edge_keeps_none_of_the_sockets() {
+    let mut edge = Edge::joined();
+    let pid = edge.start();
+    let child = edge.machine.dir.path().join("child");
+    std::fs::remove_file(&edge.program).unwrap();
+    // It leaves a process that has its standard input.
+    let script = format!(
+        "#!/bin/sh\nexec 3<&0\nsleep 1000 <&3 >/dev/null 2>&1 &\necho $! >'{0}.new'\nmv '{0}.new' '{0}'\n",
+        child.display()
+    );
+    std::fs::write(&edge.program, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&edge.program, mode).unwrap();
+    signal(pid, Signal::USR2);
+    wait_for("the program", || child.exists());
+    assert!(edge.answers());
+    signal(pid, Signal::TERM);
+    assert!(edge.machine.roles.pop().unwrap().wait().unwrap().success());
+    // Those that systemd is to keep are not waiting for it either.
+    assert!(edge.heard_nothing());
+    for address in [edge.http, edge.tcp] {
+        let refused = TcpStream::connect(address).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    let child = std::fs::read_to_string(child).unwrap();
+    signal(child.trim().parse().unwrap(), Signal::KILL);
+}
+
+#[test]
+fn an_edge_hands_over_where_nobody_reads_what_systemd_is_told() {
+    let mut edge = Edge::joined();
+    let pid = edge.start();
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    let notified = edge.machine.dir.path().join("notify");
+    while filler.send_to(b"WATCHDOG=1", &notified).is_ok() {}
+    signal(pid, Signal::USR2);
+    wait_for("the next one alone", || {
+        assert!(edge.answers() && echoes(&mut ask(edge.tcp, "")));
+        edge.running().iter().all(|running| *running != pid)
+    });
+    assert!(edge.answers() && edge.is_ready());
+    let line = "cannot tell systemd";
+    assert!(edge.log().contains(line), "{}", edge.log());
+    assert!(edge.machine.roles.pop().unwrap().wait().unwrap().success());
+    let [next] = edge.running()[..] else {
+        panic!("{}", edge.log());
+    };
+    signal(next, Signal::TERM);
+    wait_for("its end", || edge.running().is_empty());
+}
+
 fn make_fifo(path: &Path) {
     let made = std::process::Command::new("mkfifo").arg(path).status();
     assert!(made.unwrap().success());

@@ -372,17 +372,30 @@ async fn an_early_answer_is_heard_and_the_rest_is_not_wanted() {
     });
     let edge = TestEdge::start(&[address.await]).await;
     let client = super::Client::connect(&edge).await;
-    let mut requests = client.0.clone().ready().await.unwrap();
-    let (response, mut sending) = requests
-        .send_request(request("POST", "http://a.test/"), false)
-        .unwrap();
-    sending
-        .send_data(Bytes::from_static(b"some"), false)
-        .unwrap();
-    let (status, _, body) = whole(soon(response).await.unwrap()).await;
-    assert_eq!((status, body.as_str()), (413, "big"));
-    let reset = std::future::poll_fn(|context| sending.poll_reset(context));
-    assert_eq!(soon(reset).await.unwrap(), h2::Reason::NO_ERROR);
+    // One that sends its body to the end, and one that waits to hear whether it is wanted.
+    for sends_all in [true, false] {
+        let mut requests = client.0.clone().ready().await.unwrap();
+        let (response, mut sending) = requests
+            .send_request(request("POST", "http://a.test/"), false)
+            .unwrap();
+        let some = Bytes::from_static(b"some");
+        sending.send_data(some, false).unwrap();
+        let (status, _, body) = whole(soon(response).await.unwrap()).await;
+        assert_eq!((status, body.as_str()), (413, "big"));
+        if sends_all {
+            // More than its window: somebody reads it.
+            for _ in 0..20 {
+                sending.reserve_capacity(100_000);
+                let room = std::future::poll_fn(|context| sending.poll_capacity(context));
+                let room = soon(room).await.unwrap().unwrap();
+                sending.send_data(vec![0; room].into(), false).unwrap();
+            }
+            sending.send_data(Bytes::new(), true).unwrap();
+        } else {
+            let reset = std::future::poll_fn(|context| sending.poll_reset(context));
+            assert_eq!(soon(reset).await.unwrap(), h2::Reason::NO_ERROR);
+        }
+    }
 }
 
 #[tokio::test]
