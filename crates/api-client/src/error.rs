@@ -244,10 +244,12 @@ fn tls_cause(error: &rustls::Error) -> String {
 
 /// A certificate is out of its dates by this machine's clock, in seconds since 1970.
 fn clock_cause(now: u64, limit: u64, what: &str, which: &str) -> String {
-    let apart = now.abs_diff(limit);
+    let apart = match now.abs_diff(limit) {
+        seconds @ ..60 => format!("{seconds} s"),
+        seconds @ ..3600 => format!("{} min", seconds / 60),
+        seconds => format!("{} days and {} h", seconds / 86_400, seconds / 3600 % 24),
+    };
     format!(
-        "its certificate {what} by this machine's clock, which is {} days and {} h {which}, or the server's is wrong",
-        apart / 86_400,
-        apart / 3600 % 24
+        "its certificate {what} by this machine's clock, which is {apart} {which}, or the server's is wrong"
     )
 }

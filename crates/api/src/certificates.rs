@@ -47,7 +47,9 @@ impl fmt::Debug for AddCertificateRequest {
 }
 
 /// From where a certificate is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum CertificateSource {
     /// A user added it.

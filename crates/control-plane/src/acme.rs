@@ -127,6 +127,8 @@ pub(crate) struct Names {
     pub(crate) keys: BTreeMap<String, Vec<u8>>,
     /// Why nothing is ordered at the moment.
     pub(crate) waits: Option<String>,
+    /// Whether an admin has asked for a try now, whatever is waited for.
+    pub(crate) tries_now: bool,
 }
 
 /// Certificates by ACME in a term.
@@ -301,7 +303,10 @@ impl Acme {
         let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
         let mut rows: BTreeMap<&str, AcmeNameRow> = BTreeMap::new();
         let busy = names.busy.iter().map(String::as_str);
-        let failing = names.plan.failing().map(|(name, _)| name);
+        // What failed of a name that nobody needs any more concerns nobody.
+        let (plan, at) = (&names.plan, now());
+        let failing = plan.failing().map(|(name, _)| name);
+        let failing = failing.filter(|name| plan.is_wanted(name, at));
         for name in busy.chain(failing).take(MAX_ACME_NAMES_LISTED) {
             rows.insert(name, row(&names, name));
         }

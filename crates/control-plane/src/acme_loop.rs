@@ -5,10 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::acme::{MAX_ACME_NAMES_LISTED, ORDERS_PER_HOUR};
-use api::certificates::CertificateSource;
 use api::event::{Actor, Event, EventKind};
 use identity::HostCertificate;
 use metrics::Outcome;
@@ -23,7 +22,7 @@ use crate::acme_order::{
     OrderError, client, has_edge, has_heard_all_edges, identifier, open_account, order,
 };
 use crate::certificate_loop::record_event;
-use crate::certificates::lifetime;
+use crate::certificates::{lifetime, shown_name};
 use crate::clock::now;
 use crate::limits::{
     ACME_FIRST_PAUSE_MS, ACME_LOOK_INTERVAL, ACME_NONCE_PAUSE_MS, ACME_ORDER_TIMEOUT, ACME_SETTLE,
@@ -57,10 +56,20 @@ struct Driver {
     /// The table of routes that was looked at last.
     routes: Option<(Incarnation, u64)>,
     rate: OrderRate,
-    /// No order begins before.
-    paused_until: Timestamp,
+    /// Why no order begins for a while, and until when.
+    pause: Option<Pause>,
+    /// Pauses since the last order that came to its end.
     pauses: u32,
-    running: JoinSet<(String, Done)>,
+    /// What runs, and since when.
+    running: JoinSet<(String, Instant, Done)>,
+}
+
+/// What holds up all orders.
+#[derive(Debug)]
+struct Pause {
+    since: Instant,
+    until: Timestamp,
+    cause: String,
 }
 
 /// Orders certificates until the term ends.
@@ -72,7 +81,7 @@ pub(crate) async fn run(app: App) {
     let mut driver = Driver {
         routes: None,
         rate: OrderRate::new(per_hour, now()),
-        paused_until: Timestamp(0),
+        pause: None,
         pauses: 0,
         running: JoinSet::new(),
     };
@@ -97,7 +106,7 @@ pub(crate) async fn run(app: App) {
             () = answered, if app.acme.names().waits.is_some() => {}
             Some(done) = driver.running.join_next(), if !driver.running.is_empty() => {
                 match done {
-                    Ok((name, done)) => driver.done(&app, name, done).await,
+                    Ok((name, since, done)) => driver.done(&app, name, since, done).await,
                     Err(error) => tracing::error!(%error, "an order of a certificate panicked"),
                 }
             }
@@ -131,8 +140,23 @@ impl Driver {
             };
             let Some((name, step)) = next else { break };
             match step {
-                Step::Supersede | Step::Lapse => {
-                    if !remove(app, &name, step).await {
+                Step::Supersede => {
+                    app.certificates.supersede_acme(&name).await;
+                    tracing::info!(
+                        name,
+                        "edges have the certificate by ACME no more: an operator's is there"
+                    );
+                    app.acme.names().plan.set_superseded(&name, true, now());
+                    app.topics.notify(std::iter::once(Topic::Certificates));
+                }
+                Step::Restore => {
+                    app.certificates.restore_acme(&name).await;
+                    tracing::info!(name, "edges have the certificate by ACME again");
+                    app.acme.names().plan.set_superseded(&name, false, now());
+                    app.topics.notify(std::iter::once(Topic::Certificates));
+                }
+                Step::Lapse => {
+                    if !remove(app, &name).await {
                         sleep = HELD_UP;
                         break;
                     }
@@ -175,10 +199,14 @@ impl Driver {
         if self.running.len() >= MAX_ACME_ORDERS {
             return Err((None, ACME_LOOK_INTERVAL));
         }
-        if at < self.paused_until {
-            let waits = app.acme.names().waits.clone();
-            let left = self.paused_until.millis_since(at);
-            return Err((waits, Duration::from_millis(left)));
+        if let Some(pause) = self.pause.as_ref().filter(|pause| at < pause.until) {
+            let left = Duration::from_millis(pause.until.millis_since(at));
+            let waits = format!(
+                "{}; orders go on in {} s, or by `platform certificates acme retry NAME`",
+                pause.cause,
+                left.as_secs() + 1
+            );
+            return Err((Some(waits), left));
         }
         if step == Step::AskRenewal {
             return Ok(());
@@ -207,6 +235,7 @@ impl Driver {
     fn begin(&mut self, app: &App, name: String, step: Step) {
         app.acme.names().busy.insert(name.clone());
         let app = app.clone();
+        let since = Instant::now();
         self.running.spawn(async move {
             let done = match step {
                 Step::Order { renews } => {
@@ -225,7 +254,7 @@ impl Driver {
                 }
                 _ => Done::Asked(ask_renewal(&app, &name).await),
             };
-            (name, done)
+            (name, since, done)
         });
     }
 
@@ -236,6 +265,9 @@ impl Driver {
         let config = app.acme.config();
         let at = now();
         let mut names = app.acme.names();
+        if std::mem::take(&mut names.tries_now) {
+            (self.pause, self.pauses) = (None, 0);
+        }
         let plan = &mut names.plan;
         if let Some(config) = &config {
             self.rate.set_per_hour(config.orders_per_hour);
@@ -270,14 +302,12 @@ impl Driver {
             self.routes = Some(current);
         }
         for name in app.certificates.take_changes() {
-            let known = app.certificates.known(&name);
-            let (by_acme, by_operator) = match known {
-                Some(known) if known.source == CertificateSource::Acme => {
-                    (Some(lifetime(&known.says)), None)
-                }
-                Some(known) => (None, Some((known.says.hosts, known.says.not_after))),
-                None => (None, None),
-            };
+            // Both may be there for a host: this looks at both.
+            let name = shown_name(&name).to_owned();
+            let by_acme = app.certificates.known_acme(&name);
+            let by_acme = by_acme.map(|known| lifetime(&known.says));
+            let by_operator = app.certificates.known(&name);
+            let by_operator = by_operator.map(|known| (known.says.hosts, known.says.not_after));
             let is_new = by_acme.is_some() && plan.lifetime(&name) != by_acme;
             plan.set_certificate(&name, by_acme, at);
             if is_new {
@@ -292,7 +322,7 @@ impl Driver {
         }
     }
 
-    async fn done(&mut self, app: &App, name: String, done: Done) {
+    async fn done(&mut self, app: &App, name: String, since: Instant, done: Done) {
         app.acme.names().busy.remove(&name);
         match done {
             Done::Asked(result) => asked(app, &name, result).await,
@@ -305,7 +335,7 @@ impl Driver {
                 match result {
                     Ok(says) => {
                         app.metrics.acme_ordered(outcome);
-                        self.pauses = 0;
+                        (self.pause, self.pauses) = (None, 0);
                         let word = if renews { "renewed" } else { "issued" };
                         tracing::info!(
                             name,
@@ -317,13 +347,20 @@ impl Driver {
                             format!("{name}: {word} by {}, ends in {days} days", says.issuer);
                         record_event_of(app, &name, EventKind::CertificateIssued, message).await;
                     }
-                    Err(error) => self.failed(app, &name, error, outcome).await,
+                    Err(error) => self.failed(app, &name, since, error, outcome).await,
                 }
             }
         }
     }
 
-    async fn failed(&mut self, app: &App, name: &str, error: OrderError, outcome: Outcome) {
+    async fn failed(
+        &mut self,
+        app: &App,
+        name: &str,
+        since: Instant,
+        error: OrderError,
+        outcome: Outcome,
+    ) {
         let cause = display::one_line(&display::chain(&error), MAX_FAILURE_BYTES);
         let at = now();
         let asked_ms = |pause: Option<Duration>| {
@@ -356,21 +393,33 @@ impl Driver {
                 OrderError::Authority(AcmeError::Nonce(_)) => ACME_NONCE_PAUSE_MS,
                 _ => ACME_FIRST_PAUSE_MS,
             };
-            let doubled = first << self.pauses.min(12);
-            let pause = doubled.max(asked.unwrap_or(0)).min(MAX_ACME_ALL_PAUSE_MS);
-            self.pauses += 1;
-            self.paused_until = Timestamp(at.0.saturating_add(pause));
-            app.acme.names().waits = Some(cause.clone());
-            tracing::warn!(
-                name,
-                cause,
-                "no certificate is ordered for {} s",
-                pause / 1000
-            );
-            if self.pauses == 1 {
-                let message = format!("no certificate is ordered for a while: {cause}");
-                let event = Event::new(at, Actor::Server, EventKind::CertificateFailed, message);
-                record_event(app, event).await;
+            let asked = asked.unwrap_or(0);
+            // Orders that were under way when this one's pause began failed by the same: it is counted once.
+            let is_same = self.pause.as_ref().is_some_and(|pause| since < pause.since);
+            if is_same && let Some(pause) = &mut self.pause {
+                let asked = Timestamp(at.0.saturating_add(asked.min(MAX_ACME_ALL_PAUSE_MS)));
+                pause.until = pause.until.max(asked);
+            } else {
+                let doubled = first << self.pauses.min(12);
+                let pause = doubled.max(asked).min(MAX_ACME_ALL_PAUSE_MS);
+                self.pauses += 1;
+                self.pause = Some(Pause {
+                    since: Instant::now(),
+                    until: Timestamp(at.0.saturating_add(pause)),
+                    cause: cause.clone(),
+                });
+                tracing::warn!(
+                    name,
+                    cause,
+                    "no certificate is ordered for {} s",
+                    pause / 1000
+                );
+                if self.pauses == 1 {
+                    let message = format!("no certificate is ordered for a while: {cause}");
+                    let event =
+                        Event::new(at, Actor::Server, EventKind::CertificateFailed, message);
+                    record_event(app, event).await;
+                }
             }
         }
         app.metrics.acme_ordered(outcome);
@@ -417,16 +466,14 @@ async fn record_event_of(app: &App, name: &str, kind: EventKind, message: String
     record_event(app, event).await;
 }
 
-/// Removes a certificate. Whether the store did.
-async fn remove(app: &App, name: &str, step: Step) -> bool {
+/// Removes a certificate that has ended. Whether the store did.
+async fn remove(app: &App, name: &str) -> bool {
     match app.certificates.remove_acme(name).await {
-        Ok(()) => {
-            let why = if step == Step::Supersede {
-                "an operator's is there"
-            } else {
-                "it has ended, and is not wanted"
-            };
-            tracing::info!(name, "the certificate by ACME is removed: {why}");
+        Ok(_) => {
+            tracing::info!(
+                name,
+                "the certificate by ACME is removed: it has ended, and is not wanted"
+            );
             app.topics.notify(std::iter::once(Topic::Certificates));
             app.acme.names().plan.set_certificate(name, None, now());
             true
@@ -441,7 +488,8 @@ async fn remove(app: &App, name: &str, step: Step) -> bool {
 /// Asks the authority when a certificate is to be renewed; `None`: it does not say, or knows none of it.
 async fn ask_renewal(app: &App, name: &str) -> Result<Option<Window>, OrderError> {
     let config = app.acme.config_if_on().ok_or(OrderError::Off)?;
-    let (Some(known), Some(chain)) = (config.account(), app.certificates.chain_pem(name)) else {
+    let (Some(known), Some(chain)) = (config.account(), app.certificates.acme_chain_pem(name))
+    else {
         return Ok(None);
     };
     let Some(id) = identifier(&chain) else {

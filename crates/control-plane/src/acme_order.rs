@@ -108,9 +108,8 @@ pub(crate) async fn order(
         by: ACME_SOURCE.to_owned(),
         at: now(),
     };
-    if app.certificates.keep_acme(stored, key_pem).await? {
-        app.topics.notify(std::iter::once(Topic::Certificates));
-    }
+    app.certificates.keep_acme(stored, key_pem).await?;
+    app.topics.notify(std::iter::once(Topic::Certificates));
     (app.acme.delete_record(name).await).map_err(CertificatesError::from)?;
     Ok(says)
 }
@@ -261,7 +260,9 @@ async fn begin(
         }
     }
     let identifiers = [Identifier::Dns(name.to_owned())];
-    let before = renews.then(|| app.certificates.chain_pem(name)).flatten();
+    let before = renews
+        .then(|| app.certificates.acme_chain_pem(name))
+        .flatten();
     let mut order = None;
     if let Some(replaces) = before.as_deref().and_then(identifier) {
         let new = NewOrder::new(&identifiers).replaces(replaces);
@@ -405,9 +406,12 @@ async fn prove(
     let silent = prepared?;
     let refused = match looked {
         Some(Ok(OrderStatus::Invalid)) => refused(order).await,
-        Some(Err(error)) => match (error, client) {
-            (instant_acme::Error::Api(_), _) => refused(order).await,
-            (error, client) => client.error(&error),
+        Some(Err(error)) => match client.error(&error) {
+            // Its challenges say more than it does.
+            AcmeError::Refused { .. } if matches!(error, instant_acme::Error::Api(_)) => {
+                refused(order).await
+            }
+            error => error,
         },
         _ => return Ok(()),
     };

@@ -3,7 +3,7 @@
 use api::event::{Actor, Event, EventKind};
 use model::Timestamp;
 
-use crate::certificates::CertificatesError;
+use crate::certificates::{CertificatesError, shown_name};
 use crate::clock::now;
 use crate::limits::CERTIFICATE_LOOK_INTERVAL;
 use crate::not_committed::NotCommitted;
@@ -34,7 +34,8 @@ async fn look(app: &App) -> Result<(), CertificatesError> {
         if !certificates.warns_first(&name) {
             continue;
         }
-        let message = ends(&name, not_after, now());
+        let name = shown_name(&name);
+        let message = ends(name, not_after, now());
         tracing::warn!(name, "a certificate ends soon: {message}");
         record(app, Actor::Server, EventKind::CertificateExpiring, message).await;
     }

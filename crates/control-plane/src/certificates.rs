@@ -30,6 +30,9 @@ const CA: &str = "ingress-ca";
 const TICKETS: &str = "session-tickets";
 /// Where a certificate by ACME is from, in the store.
 pub(crate) const ACME_SOURCE: &str = "acme";
+/// What the name of a certificate by ACME ends in, in the store and at edges; what is before it is its host. An operator's never ends so: both may be
+/// there for a host, as where the operator's has ended.
+pub(crate) const ACME_ENDING: &str = "_acme";
 
 /// Why a certificate, or a key for edges, cannot be kept or used.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +72,6 @@ struct SealedPrivateKey {
     key_pem: String,
 }
 
-/// Held while a certificate is changed.
-type Changing<'a> = tokio::sync::MutexGuard<'a, ()>;
-
 /// What is known of a certificate that edges have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
@@ -101,6 +101,16 @@ pub(crate) fn lifetime(says: &HostCertificate) -> Lifetime {
     }
 }
 
+/// The name of the certificate by ACME for a host.
+fn acme_name(host: &str) -> String {
+    format!("{host}{ACME_ENDING}")
+}
+
+/// The name by which users know a certificate: of one by ACME, its host.
+pub(crate) fn shown_name(name: &str) -> &str {
+    name.strip_suffix(ACME_ENDING).unwrap_or(name)
+}
+
 /// The word of the store for where a certificate is from.
 fn source_of(word: &str) -> CertificateSource {
     match word {
@@ -119,6 +129,8 @@ pub(crate) struct Certificates {
     /// Held while the store and what edges are told are changed: both change in the same order.
     changing: tokio::sync::Mutex<()>,
     index: Mutex<CertificateIndex>,
+    /// Those that edges do not have, because an operator's is there for their hosts; by name.
+    superseded: Mutex<BTreeMap<String, EdgeCertificate>>,
     /// What edges have, by name.
     known: Mutex<BTreeMap<String, Known>>,
     /// Names that changed since somebody last looked.
@@ -224,7 +236,8 @@ impl Certificates {
         };
         let mut certificates = Vec::new();
         let mut known = BTreeMap::new();
-        for stored in store.certificates().await? {
+        let stored = store.certificates().await?;
+        for stored in with_endings(&store, &seal, term, stored).await? {
             match open_json::<SealedPrivateKey>(&seal, &stored.sealed, &context(&stored.name)) {
                 Ok(SealedPrivateKey { key_pem }) => {
                     let chain_pem = stored.chain_pem;
@@ -249,6 +262,7 @@ impl Certificates {
             ca,
             changing: tokio::sync::Mutex::new(()),
             index: Mutex::new(CertificateIndex::new(certificates, tickets.0.clone())),
+            superseded: Mutex::default(),
             changes: Mutex::new(known.keys().cloned().collect()),
             known: Mutex::new(known),
             warned: Mutex::default(),
@@ -261,38 +275,34 @@ impl Certificates {
         &self.ca
     }
 
-    /// Every certificate, by name, as users see it.
+    /// Every certificate as users see it, by name; of one name an operator's first.
     pub(crate) async fn rows(&self) -> Result<Vec<CertificateRow>, StoreError> {
         let stored = self.store.certificates().await?;
-        let index = lock(&self.index);
-        let rows = stored.into_iter().map(|stored| {
-            let lost = || Some("its key cannot be opened: add it again".to_owned());
-            let failure = if index.contains(&stored.name) {
-                None
-            } else {
-                lost()
-            };
-            row(stored, failure, now())
-        });
-        Ok(rows.collect())
+        let (index, superseded) = (lock(&self.index), lock(&self.superseded));
+        let mut rows: Vec<_> = stored
+            .into_iter()
+            .map(|stored| {
+                let lost = || Some("its key cannot be opened: add it again".to_owned());
+                let failure =
+                    if index.contains(&stored.name) || superseded.contains_key(&stored.name) {
+                        None
+                    } else {
+                        lost()
+                    };
+                row(stored, failure, now())
+            })
+            .collect();
+        rows.sort_by(|a, b| (&a.name, a.source).cmp(&(&b.name, b.source)));
+        Ok(rows)
     }
 
     /// Keeps a certificate that was checked. One of the same name is replaced.
     pub(crate) async fn keep(
         &self,
-        row: StoredCertificate,
-        key_pem: String,
-    ) -> Result<(), CertificatesError> {
-        let changing = self.changing.lock().await;
-        self.keep_held(&changing, row, key_pem).await
-    }
-
-    async fn keep_held(
-        &self,
-        _: &Changing<'_>,
         mut row: StoredCertificate,
         key_pem: String,
     ) -> Result<(), CertificatesError> {
+        let _changing = self.changing.lock().await;
         let key = SealedPrivateKey { key_pem };
         row.sealed = seal_json(&self.seal, &key, &context(&row.name))?;
         self.store.set_certificate(self.term, &row).await?;
@@ -305,49 +315,56 @@ impl Certificates {
             chain_pem: row.chain_pem,
             key_pem: key.key_pem,
         };
+        lock(&self.superseded).remove(&row.name);
         lock(&self.index).set(&row.name, Some(certificate));
         Ok(())
     }
 
-    /// Keeps a certificate that came by ACME, unless an operator added one of its name meanwhile. Whether it did.
+    /// Keeps the certificate by ACME for a host, beside an operator's of that name.
     pub(crate) async fn keep_acme(
         &self,
-        row: StoredCertificate,
+        mut row: StoredCertificate,
         key_pem: String,
-    ) -> Result<bool, CertificatesError> {
-        let changing = self.changing.lock().await;
-        if self.is_operators(&row.name) {
-            return Ok(false);
-        }
-        self.keep_held(&changing, row, key_pem).await?;
-        Ok(true)
+    ) -> Result<(), CertificatesError> {
+        row.name = acme_name(&row.name);
+        self.keep(row, key_pem).await
     }
 
-    /// Removes the certificate by ACME of this name, unless an operator has put one in its place.
-    pub(crate) async fn remove_acme(&self, name: &str) -> Result<(), StoreError> {
-        let changing = self.changing.lock().await;
-        if !self.is_operators(name) {
-            self.remove_held(&changing, name).await?;
+    /// Edges have the certificate by ACME for a host no more. It stays in the store.
+    pub(crate) async fn supersede_acme(&self, host: &str) {
+        let _changing = self.changing.lock().await;
+        let name = acme_name(host);
+        let mut index = lock(&self.index);
+        if let Some(certificate) = index.get(&name).cloned() {
+            index.set(&name, None);
+            lock(&self.superseded).insert(name, certificate);
         }
-        Ok(())
     }
 
-    fn is_operators(&self, name: &str) -> bool {
-        let known = lock(&self.known);
-        let known = known.get(name);
-        known.is_some_and(|known| known.source == CertificateSource::Operator)
+    /// Edges have it again.
+    pub(crate) async fn restore_acme(&self, host: &str) {
+        let _changing = self.changing.lock().await;
+        let name = acme_name(host);
+        // Both locks are held in one order only, that of `rows`.
+        let certificate = lock(&self.superseded).remove(&name);
+        if let Some(certificate) = certificate {
+            lock(&self.index).set(&name, Some(certificate));
+        }
+    }
+
+    /// Removes the certificate by ACME for a host; false when there was none.
+    pub(crate) async fn remove_acme(&self, host: &str) -> Result<bool, StoreError> {
+        self.remove(&acme_name(host)).await
     }
 
     /// Removes the certificate of this name; false when there was none.
     pub(crate) async fn remove(&self, name: &str) -> Result<bool, StoreError> {
-        let changing = self.changing.lock().await;
-        self.remove_held(&changing, name).await
-    }
-
-    async fn remove_held(&self, _: &Changing<'_>, name: &str) -> Result<bool, StoreError> {
+        let _changing = self.changing.lock().await;
         let removed = self.store.remove_certificate(self.term, name).await?;
         if removed {
-            lock(&self.index).set(name, None);
+            if lock(&self.superseded).remove(name).is_none() {
+                lock(&self.index).set(name, None);
+            }
             self.note(name, None);
         }
         Ok(removed)
@@ -366,10 +383,19 @@ impl Certificates {
         lock(&self.known).get(name).cloned()
     }
 
-    /// The chain of the certificate of this name, PEM, where edges have it.
-    pub(crate) fn chain_pem(&self, name: &str) -> Option<String> {
+    /// What is known of the certificate by ACME for a host.
+    pub(crate) fn known_acme(&self, host: &str) -> Option<Known> {
+        self.known(&acme_name(host))
+    }
+
+    /// The chain of the certificate by ACME for a host, PEM.
+    pub(crate) fn acme_chain_pem(&self, host: &str) -> Option<String> {
+        let name = acme_name(host);
+        if let Some(certificate) = lock(&self.superseded).get(&name) {
+            return Some(certificate.chain_pem.clone());
+        }
         let index = lock(&self.index);
-        index.get(name).map(|one| one.chain_pem.clone())
+        index.get(&name).map(|one| one.chain_pem.clone())
     }
 
     /// How many there are from there.
@@ -380,8 +406,11 @@ impl Certificates {
 
     /// How many there are, and those that people are to look after: their names, and when they end.
     pub(crate) fn ending(&self, now: Timestamp) -> (usize, Vec<(String, Timestamp)>) {
-        let known = lock(&self.known);
-        let ending = known.iter().filter(|(_, one)| one.ends_soon(now));
+        let (known, superseded) = (lock(&self.known), lock(&self.superseded));
+        let in_use = known
+            .iter()
+            .filter(|(name, _)| !superseded.contains_key(*name));
+        let ending = in_use.filter(|(_, one)| one.ends_soon(now));
         let ending = ending.map(|(name, one)| (name.clone(), one.says.not_after));
         (known.len(), ending.collect())
     }
@@ -419,6 +448,31 @@ impl Certificates {
         *lock(&self.tickets) = next;
         Ok(true)
     }
+}
+
+/// Certificates by ACME that have only their host as a name, as servers of before kept them, get their names of now.
+async fn with_endings(
+    store: &Store,
+    seal: &SealKey,
+    term: Term,
+    mut all: Vec<StoredCertificate>,
+) -> Result<Vec<StoredCertificate>, CertificatesError> {
+    let is_old = |one: &&mut StoredCertificate| {
+        one.source == ACME_SOURCE && !one.name.ends_with(ACME_ENDING)
+    };
+    for stored in all.iter_mut().filter(is_old) {
+        // One that cannot be opened is told of by its name, and stays.
+        let Ok(key) = open_json::<SealedPrivateKey>(seal, &stored.sealed, &context(&stored.name))
+        else {
+            continue;
+        };
+        let name = acme_name(&stored.name);
+        let before = std::mem::replace(&mut stored.name, name);
+        stored.sealed = seal_json(seal, &key, &context(&stored.name))?;
+        store.set_certificate(term, stored).await?;
+        store.remove_certificate(term, &before).await?;
+    }
+    Ok(all)
 }
 
 fn stored_ca(seal: &SealKey, bytes: &[u8]) -> Result<IngressCa, CertificatesError> {
@@ -461,7 +515,7 @@ pub(crate) fn row(
         ),
     };
     CertificateRow {
-        name: stored.name,
+        name: shown_name(&stored.name).to_owned(),
         hosts,
         issuer,
         not_after,
@@ -496,6 +550,101 @@ mod tests {
         Certificates::load(store.clone(), seal, Term::default(), "c1")
             .await
             .unwrap()
+    }
+
+    /// One of the ingress CA for a host, as the store has those from elsewhere, and its key.
+    fn stored(
+        certificates: &Certificates,
+        host: &str,
+        source: &str,
+    ) -> (StoredCertificate, String) {
+        let key_pem = identity::generate_host_key(api::acme::HostKeyType::EcdsaP256).unwrap();
+        let request = pem(
+            "CERTIFICATE REQUEST",
+            &identity::host_request(&key_pem, host).unwrap(),
+        );
+        let chain_pem = certificates.ca().sign_host(&request, host, now()).unwrap();
+        let stored = StoredCertificate {
+            name: host.to_owned(),
+            chain_pem,
+            sealed: Vec::new(),
+            source: source.to_owned(),
+            by: "somebody".to_owned(),
+            at: now(),
+        };
+        (stored, key_pem)
+    }
+
+    fn pem(label: &str, der: &[u8]) -> String {
+        use base64::Engine as _;
+        let text = base64::prelude::BASE64_STANDARD.encode(der);
+        format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+    }
+
+    async fn shown(certificates: &Certificates) -> Vec<(String, CertificateSource)> {
+        let rows = certificates.rows().await.unwrap();
+        rows.into_iter().map(|row| (row.name, row.source)).collect()
+    }
+
+    #[tokio::test]
+    async fn an_operators_and_one_by_acme_of_one_name_are_beside_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("platform.db").display());
+        let store = Store::open(&url).await.unwrap();
+        let seal = Arc::new(SealKey::generate().unwrap());
+        let certificates = loaded(&store, &seal).await;
+        let (a, b) = ("a.example.com", "b.example.com");
+        // As a server of before has kept them.
+        for host in [a, b] {
+            let (stored, key) = stored(&certificates, host, ACME_SOURCE);
+            certificates.keep(stored, key).await.unwrap();
+        }
+        let certificates = loaded(&store, &seal).await;
+        let (acme, operator) = (CertificateSource::Acme, CertificateSource::Operator);
+        let both = [a, b].map(|host| (host.to_owned(), acme));
+        assert_eq!(shown(&certificates).await, both);
+        assert!(certificates.known(a).is_none());
+        let chain = certificates.acme_chain_pem(a).unwrap();
+
+        let (own, key) = stored(&certificates, a, "operator");
+        certificates.keep(own, key).await.unwrap();
+        for certificates in [certificates, loaded(&store, &seal).await] {
+            let all = [(a, operator), (a, acme), (b, acme)];
+            let all = all.map(|(host, source)| (host.to_owned(), source));
+            assert_eq!(shown(&certificates).await, all);
+            assert_eq!(certificates.known(a).unwrap().source, operator);
+            assert_eq!(certificates.known_acme(a).unwrap().source, acme);
+            assert_eq!(certificates.acme_chain_pem(a), Some(chain.clone()));
+            let told = certificates.news(Incarnation(1), LeaderSession(1), HasRoutes::default());
+            let told = told.unwrap().certificates;
+            let names: Vec<_> = told.keys().map(String::as_str).collect();
+            assert_eq!(
+                names,
+                ["a.example.com", "a.example.com_acme", "b.example.com_acme"]
+            );
+            assert!(
+                told.keys()
+                    .all(|name| api::certificates::is_certificate_name(name))
+            );
+        }
+        let certificates = loaded(&store, &seal).await;
+        // Edges do not have it as long as an operator's is in its place.
+        let has = |certificates: &Certificates| {
+            let told = certificates.news(Incarnation(1), LeaderSession(1), HasRoutes::default());
+            let told = told.unwrap().certificates;
+            told.contains_key("a.example.com_acme")
+        };
+        certificates.supersede_acme(a).await;
+        assert!(!has(&certificates));
+        assert_eq!(shown(&certificates).await.len(), 3);
+        assert_eq!(certificates.acme_chain_pem(a), Some(chain));
+        certificates.restore_acme(a).await;
+        assert!(has(&certificates));
+        certificates.supersede_acme(a).await;
+        assert!(certificates.remove_acme(a).await.unwrap());
+        assert!(!certificates.remove_acme(a).await.unwrap());
+        assert!(certificates.known(a).is_some());
+        store.close().await;
     }
 
     fn tickets(of: &Certificates) -> TicketKeys {

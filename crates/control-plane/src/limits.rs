@@ -149,6 +149,8 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Pause after a failure to accept a connection (no file descriptors left, say).
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Characters of what is wrong with a body, in an answer.
+pub(crate) const MAX_REASON_CHARS: usize = 400;
 /// Longest body of a call that anybody may make, in bytes: an enrollment has a certificate request and a few names. Strangers have so many of them open at a
 /// time that those of users would fill the memory.
 pub(crate) const MAX_STRANGERS_BODY_BYTES: usize = 16 << 10;

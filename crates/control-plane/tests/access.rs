@@ -626,6 +626,19 @@ async fn a_token_opens_no_more_than_it_says_and_ends() {
         let refused = ann.grant(&user("ben"), &request).await.unwrap_err();
         assert_eq!(refused.code(), Some("forbidden"), "{refused}");
     }
+    // Nor does one learn who is in another: where a role is taken that nobody has, all are nobody.
+    grant(&server, "carl", Some("bank"), Role::Viewer).await;
+    let none = GrantRequest {
+        org: Some(org("trade")),
+        role: None,
+    };
+    let there = ann.grant(&user("carl"), &none).await.unwrap_err();
+    let nowhere = ann.grant(&user("nobody"), &none).await.unwrap_err();
+    assert_eq!(there.code(), nowhere.code());
+    assert_eq!(
+        there.to_string().replace("carl", "nobody"),
+        nowhere.to_string()
+    );
     let for_ben = CreateUserTokenRequest {
         org: Some(org("trade")),
         ..of("ben")
@@ -700,6 +713,6 @@ async fn a_token_opens_no_more_than_it_says_and_ends() {
     };
     let rows = ApiClient::user(&config).unwrap().users().await.unwrap();
     let names: Vec<_> = rows.iter().map(|row| row.name.as_str()).collect();
-    assert_eq!(names, ["admin", "ann", "ben"]);
+    assert_eq!(names, ["admin", "ann", "ben", "carl"]);
     server.stop().await;
 }

@@ -362,6 +362,10 @@ async fn what_another_org_did_is_told_to_nobody_else() {
         !told.iter().any(|event| event.message.contains("bank")),
         "{told:#?}"
     );
+    // And what became of it since: its own events of before do not lead there.
+    let there = trader.why(&why(&instance.to_string())).await;
+    let nowhere = trader.why(&why("0000beef")).await;
+    assert_eq!(refused(there), refused(nowhere));
     server.stop().await;
 }
 

@@ -586,3 +586,108 @@ async fn case_a_registry_that_asks_to_wait_is_told_at_once_with_the_time() {
     assert_eq!(error.retry_after(), Some(Duration::from_secs(90)));
     assert!(error.to_string().contains("answers 429"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_body_is_not_repeated_and_the_end_of_its_connection_is_announced() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let http = plain(&server.config.ca_pem, None);
+    let url = |path: &str| format!("{}{path}", server.config.server);
+    let bodies = [
+        r#"{"set": {"PASSWORD": "hunter2"}, "unset": []}"#.to_owned(),
+        format!(
+            r#"{{"set": {{"PASSWORD": ["{}"]}}}}"#,
+            "hunter2\\\"".repeat(9000)
+        ),
+        format!(r#"{{"{}": 1}}"#, "a".repeat(100_000)),
+    ];
+    for (token, status) in [(&*server.config.token, 400), ("wrong", 401)] {
+        for body in &bodies {
+            let request = http.post(url("/v1/apps/shop/envs/prod/secrets/db"));
+            let request = request.bearer_auth(token).body(body.clone());
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), status);
+            // Whether or not the body was read.
+            assert_eq!(answer.headers()["connection"], "close");
+            let text = answer.text().await.unwrap();
+            assert!(!text.contains("hunter2"), "{text}");
+            assert!(text.len() < 2000, "{text}");
+            assert!(
+                status == 401 || text.contains(" at line 1 column "),
+                "{text}"
+            );
+        }
+        let answer = http.get(url("/v1/orgs")).bearer_auth(token).send().await;
+        let answer = answer.unwrap();
+        assert!(!answer.headers().contains_key("connection"), "{answer:?}");
+    }
+    server.stop().await;
+}
+
+/// A small disk of its own, mounted on a folder until it is dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16m,mode=700", "tmpfs"])
+            .arg(folder.path())
+            .status();
+        assert!(mounted.unwrap().success(), "mounting needs root");
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_no_fault_of_the_server_and_says_where_to_look() {
+    let disk = SmallDisk::mount();
+    let folder = disk.0.path();
+    let server = Server::start(folder).await;
+    let key = env_key("shop", "prod");
+    // The server takes up its first admin's token.
+    assert!(server.user.nodes().await.unwrap().is_empty());
+    let filler = folder.join("filler");
+    let copied = std::io::copy(
+        &mut std::io::repeat(1),
+        &mut std::fs::File::create(&filler).unwrap(),
+    );
+    assert_eq!(copied.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    // The store's log may have some room.
+    let mut refused = None;
+    for version in 0_u32..200 {
+        let value = version.to_string().repeat(10_000).into_bytes();
+        let secrets = api::user::SetSecretsRequest {
+            set: BTreeMap::from([("KEY".to_owned(), value)]),
+            unset: Vec::new(),
+        };
+        refused = server.user.set_secrets(&key, "large", &secrets).await.err();
+        if refused.is_some() {
+            break;
+        }
+    }
+    let Some(ClientError::Api { status, error, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((status, error.code.as_str()), (503, "store_failed"));
+    let hint = error.hint.unwrap();
+    assert!(hint.contains("`df`"), "{hint}");
+    // What is there is read, and with room it goes on.
+    assert!(server.user.nodes().await.unwrap().is_empty());
+    std::fs::remove_file(&filler).unwrap();
+    server
+        .user
+        .create_org(&"trade".parse().unwrap())
+        .await
+        .unwrap();
+    server.stop().await;
+}

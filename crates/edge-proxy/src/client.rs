@@ -16,6 +16,11 @@ use crate::socket;
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
     /// Whether it is closed by a reset from now on, as what is not whole. One that tells the end of each message by itself has no use for that.
     fn reset_at_close(&self, resets: bool);
+
+    /// Whether its one request is for a WebSocket, and any 2xx says that it is open (RFC 8441, 5).
+    fn opens_by_success(&self) -> bool {
+        false
+    }
 }
 
 impl Stream for TcpStream {

@@ -110,6 +110,13 @@ pub(crate) async fn refuse<S: Stream>(edge: Arc<Edge>, stream: S, ends: Ends) {
     }
 }
 
+/// A request that was refused, or not waited for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Unread {
+    /// Whether it asks for JSON, as far as that was looked at.
+    wants_json: bool,
+}
+
 /// How a connection went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Served {
@@ -143,7 +150,8 @@ impl<S: Stream> Connection<S> {
                 Next::Head(length) => self.answer(length, shutdown).await,
                 Next::Refused(refusal) => {
                     self.session.host.clear();
-                    self.refuse(refusal, Instant::now()).await
+                    // Its head was not read whole: what it asks for is not known.
+                    self.refuse(refusal, false, Instant::now()).await
                 }
                 Next::Ended => {
                     self.say_end().await;
@@ -230,7 +238,8 @@ impl<S: Stream> Connection<S> {
         session.host.clear();
         let bytes = &session.client.buffer.data()[..length];
         if let Err(refusal) = session.request.read(bytes, LIMITS) {
-            return self.refuse(refusal, since).await;
+            let wants_json = http1::refused_wants_json(bytes);
+            return self.refuse(refusal, wants_json, since).await;
         }
         let request = &session.request;
         let asked = Asked {
@@ -333,11 +342,14 @@ impl<S: Stream> Connection<S> {
         };
         self.session.client.buffer.consume(length);
         let is_whole = asked.framing == Framing::Empty;
-        self.respond(&own, Some(asked), is_whole, summary).await
+        self.respond(&own, Ok(asked), is_whole, summary).await
     }
 
-    /// The file that an authority of ACME asks for.
+    /// The file that an authority of ACME asks for. No success is the answer to who asks for a WebSocket.
     fn challenge(&self, length: usize) -> Option<String> {
+        if self.session.client.stream.opens_by_success() {
+            return None;
+        }
         let bytes = &self.session.client.buffer.data()[..length];
         let request = &self.session.request;
         let Target::Path(path) = request.target else {
@@ -358,7 +370,7 @@ impl<S: Stream> Connection<S> {
         summary.status = 200;
         let session = &mut self.session;
         session.to_client.clear();
-        let form = form(Some(asked), closes, &session.request_id);
+        let form = form(Ok(asked), closes, &session.request_id);
         summary.sent_bytes = answer::write_challenge(&mut session.to_client, file, form) as u64;
         self.write_out(closes).await
     }
@@ -455,7 +467,7 @@ impl<S: Stream> Connection<S> {
         let hsts = strict_transport_security(&to.route.settings, self.session.scheme);
         let own = own.with_hsts(hsts);
         to.counted.answered(own.status, asked.since.elapsed());
-        self.respond(&own, Some(asked), is_whole, summary).await
+        self.respond(&own, Ok(asked), is_whole, summary).await
     }
 
     /// What the route's settings say of this request and of the connection.
@@ -473,7 +485,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Answers what is no request. Where the next one would begin is not known, so the connection ends.
-    async fn refuse(&mut self, refusal: Refusal, since: Instant) -> After {
+    async fn refuse(&mut self, refusal: Refusal, wants_json: bool, since: Instant) -> After {
         self.edge.metrics.unrouted(Unrouted::BadRequest);
         answer::write_request_id(&mut self.session.request_id);
         self.session.client_address.clone_from(&self.peer);
@@ -482,9 +494,9 @@ impl<S: Stream> Connection<S> {
             error: Some(refusal.to_string()),
             ..Summary::default()
         };
-        let after = self
-            .respond(&Answer::refused(refusal), None, false, &mut summary)
-            .await;
+        let answer = Answer::refused(refusal);
+        let asked = Err(Unread { wants_json });
+        let after = self.respond(&answer, asked, false, &mut summary).await;
         self.report(since, &summary);
         after
     }
@@ -497,7 +509,7 @@ impl<S: Stream> Connection<S> {
         answer::write_request_id(&mut session.request_id);
         let form = Form {
             page: page.as_deref().filter(|_| waits),
-            ..form(None, true, &session.request_id)
+            ..form(Err(Unread::default()), true, &session.request_id)
         };
         answer::write(&mut session.to_client, &answer, form);
         self.write_out(true).await;
@@ -515,11 +527,11 @@ impl<S: Stream> Connection<S> {
     async fn respond(
         &mut self,
         answer: &Answer,
-        asked: Option<Asked>,
+        asked: Result<Asked, Unread>,
         is_whole: bool,
         summary: &mut Summary,
     ) -> After {
-        let closes = !is_whole || asked.is_none_or(|asked| !asked.keeps);
+        let closes = !is_whole || !asked.is_ok_and(|asked| asked.keeps);
         summary.status = answer.status.as_u16();
         let session = &mut self.session;
         session.to_client.clear();
@@ -538,7 +550,7 @@ impl<S: Stream> Connection<S> {
         summary.status = 200;
         let session = &mut self.session;
         session.to_client.clear();
-        let form = form(Some(asked), closes, &session.request_id);
+        let form = form(Ok(asked), closes, &session.request_id);
         answer::write_options(&mut session.to_client, form);
         self.write_out(closes).await
     }
@@ -652,10 +664,13 @@ fn begun<S>(client: &mut Client<S>, scanned: &mut usize, empty_lines: &mut usize
     refusal.map(Next::Refused)
 }
 
-fn form(asked: Option<Asked>, closes: bool, request_id: &str) -> Form<'_> {
+fn form(asked: Result<Asked, Unread>, closes: bool, request_id: &str) -> Form<'_> {
     Form {
-        wants_json: asked.is_some_and(|asked| asked.wants_json),
-        is_head: asked.is_some_and(|asked| asked.is_head),
+        wants_json: match asked {
+            Ok(asked) => asked.wants_json,
+            Err(unread) => unread.wants_json,
+        },
+        is_head: asked.is_ok_and(|asked| asked.is_head),
         version: asked.map_or(Version::Http11, |asked| asked.version),
         closes,
         request_id,

@@ -81,6 +81,8 @@ pub(crate) struct Download {
     pub(crate) passing: Passing,
     /// Bytes at the begin of the backend's buffer that are to be written.
     checked: usize,
+    /// Whether trailers were left out: where the answer ends on the backend's connection is not known.
+    pub(crate) is_without_trailers: bool,
     /// Bytes of data that came.
     pub(crate) bytes: u64,
     pace: Pace,
@@ -104,6 +106,7 @@ impl Download {
             body,
             passing,
             checked: 0,
+            is_without_trailers: false,
             bytes: 0,
             pace: Pace::default(),
             sent,
@@ -295,6 +298,26 @@ impl<S: Stream> Exchange<'_, S> {
 
     /// Finds what is to be written next in the backend's buffer.
     pub(crate) fn check(&mut self, download: &mut Download) -> Result<(), BadChunk> {
+        match self.find(download) {
+            // All data has passed by then, so the answer is whole without them.
+            Err(BadChunk::Trailer) => {
+                tracing::warn!(
+                    backend = %self.backend.address,
+                    "an app's answer has trailers that are no headers; they are left out"
+                );
+                self.backend.buffer.clear();
+                if download.passing == Passing::Whole {
+                    self.to_client.extend_from_slice(b"\r\n");
+                }
+                download.body = Body::Length(0);
+                download.is_without_trailers = true;
+                Ok(())
+            }
+            found => found,
+        }
+    }
+
+    fn find(&mut self, download: &mut Download) -> Result<(), BadChunk> {
         let buffer = &mut self.backend.buffer;
         let mut data = 0;
         match download.passing {

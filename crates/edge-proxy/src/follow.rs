@@ -10,6 +10,7 @@ use api::MAX_WAIT_MS;
 use api::edge::RouteTable;
 use api::enrollment::{EnrollRole, Hardware};
 use api_client::{ApiClient, ClientError};
+use blocking_work::blocking;
 use membership::{Applicant, JoinError, Membership};
 use metrics::Waits;
 use state_file::StateFileError;
@@ -18,7 +19,7 @@ use tokio::sync::Mutex;
 use crate::forward::Edge;
 use crate::kept_routes::KeptRoutes;
 use crate::limits::{FIRST_POLL_RETRY, MAX_POLL_RETRY};
-use crate::{EdgeError, EdgeOptions};
+use crate::{EdgeError, EdgeOptions, overlay_link};
 
 /// Serves the table that was kept last. Blocks.
 pub(crate) fn take_kept(edge: &Edge, data_dir: &Path) -> Result<KeptRoutes, StateFileError> {
@@ -35,6 +36,10 @@ pub(crate) fn take_kept(edge: &Edge, data_dir: &Path) -> Result<KeptRoutes, Stat
 /// A client with which this edge is known to the server. Enrolls if it never did; while the server
 /// cannot be reached, it tries again.
 pub(crate) async fn join(options: &EdgeOptions) -> Result<(ApiClient, Membership), EdgeError> {
+    let folder = options.data_dir.clone();
+    if matches!(blocking(move || Membership::load(&folder)).await, Ok(None)) {
+        overlay_link::end_former(&options.data_dir).await;
+    }
     let applicant = applicant(options);
     let mut pause = FIRST_POLL_RETRY;
     let membership = loop {
@@ -154,7 +159,7 @@ async fn take(edge: &Arc<Edge>, kept: &Arc<Mutex<KeptRoutes>>, table: RouteTable
     );
     // Held until it is written, also where nobody waits for that any more.
     let (edge, mut kept) = (Arc::clone(edge), Arc::clone(kept).lock_owned().await);
-    let kept = blocking_work::blocking(move || kept.keep(&table, &edge.routes));
+    let kept = blocking(move || kept.keep(&table, &edge.routes));
     if let Err(error) = kept.await {
         // It serves all the same; a restart begins with an older table.
         tracing::error!(error = %display::chain(&error), "the routes could not be kept on disk");

@@ -7,7 +7,6 @@ use api::edge::CertificateTable;
 use api::{MAX_WAIT_MS, error_code};
 use api_client::ApiClient;
 use blocking_work::blocking;
-use state_file::StateFileError;
 
 use crate::kept_certificates::Kind;
 use crate::limits::{FIRST_POLL_RETRY, MAX_POLL_RETRY, SWEEP_INTERVAL};
@@ -86,18 +85,15 @@ async fn take(tls: &Arc<Tls>, table: CertificateTable) -> bool {
         "new certificates"
     );
     let files = tls.files.clone();
-    let kept = blocking(move || {
-        for name in &taken.removed {
-            files.remove(Kind::Kept, name)?;
-        }
-        for (name, pem) in &taken.written {
-            files.write(Kind::Kept, name, pem)?;
-        }
-        Ok::<_, StateFileError>(())
-    });
-    if let Err(error) = kept.await {
-        // It serves all the same; a restart begins with older ones.
-        tracing::error!(error = %display::chain(&error), "the certificates could not be kept on disk");
+    let removed = taken.removed.into_iter().map(|name| (name, None));
+    let written = (taken.written.into_iter()).map(|(name, pem)| (name, Some(pem)));
+    let changes: Vec<_> = removed.chain(written).collect();
+    if let Err(error) = blocking(move || files.keep(Kind::Kept, changes)).await {
+        // It serves all the same. A restart before they are written begins with older ones.
+        tracing::error!(
+            error = %display::chain(&error), left = tls.files.left(),
+            "certificates could not be kept on disk; they are tried again"
+        );
     }
     true
 }
@@ -125,14 +121,39 @@ async fn sweep(tls: &Arc<Tls>) {
     let gone = tls.certificates.sweep_issued(is_wanted);
     tls.count_certificates();
     let files = tls.files.clone();
-    let removed = blocking(move || {
-        for host in &gone {
-            files.remove(Kind::Issued, host)?;
-        }
-        Ok::<_, StateFileError>(())
-    });
-    if let Err(error) = removed.await {
+    let gone = gone.into_iter().map(|host| (host, None));
+    if let Err(error) = blocking(move || files.keep(Kind::Issued, gone)).await {
         let error = display::chain(&error);
-        tracing::error!(%error, "certificates of hosts could not be removed from disk");
+        tracing::error!(%error, "certificates of hosts could not be removed from disk; that is tried again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::certificates::tests::{certificate, table};
+    use crate::forward::Edge;
+
+    #[tokio::test]
+    async fn certificates_that_could_not_be_written_are_there_after_the_next_change_and_a_restart()
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let open = async || {
+            let tls = Tls::open(Arc::new(Edge::default()), dir.path()).await;
+            Arc::new(tls.unwrap())
+        };
+        let tls = open().await;
+        let pem = certificate(&["a.test"], 30);
+        let folder = dir.path().join("certificates");
+        std::fs::write(&folder, "").unwrap();
+        assert!(take(&tls, table(1, None, &[("a", &pem)], &[])).await);
+        std::fs::remove_file(&folder).unwrap();
+        let other = certificate(&["b.test"], 30);
+        assert!(take(&tls, table(2, Some(1), &[("b", &other)], &[])).await);
+        let again = open().await;
+        assert!(again.certificates.kept_for("b.test").is_some());
+        assert!(again.certificates.kept_for("a.test").is_some());
     }
 }

@@ -56,7 +56,9 @@ impl Following {
         let reported = report.subscribe();
         let certificates = async {
             if let Some(tls) = self.tls.clone() {
-                follow_certificates::follow(tls, client.clone()).await;
+                let files = tls.files.clone();
+                let follow = follow_certificates::follow(tls, client.clone());
+                tokio::join!(follow, files.keep_up());
             }
         };
         let pages = async {

@@ -31,8 +31,8 @@ use crate::exchange::{Cut, Download, Exchange, NoAnswer, Passing};
 pub(crate) use crate::https_policy::Scheme;
 use crate::https_policy::{Https, strict_transport_security};
 use crate::limits::{
-    LINGER_TIMEOUT, MAX_ALL_STREAMS, MAX_DRAINED_BYTES, MAX_HEADERS, MAX_INTERIM_ANSWERS,
-    MAX_REFUSED, QUEUE_TIMEOUT, TUNNEL_IDLE_TIMEOUT,
+    LINGER_TIMEOUT, MAX_ALL_STREAMS, MAX_ALL_WAITING_FRAMES, MAX_DRAINED_BYTES, MAX_HEADERS,
+    MAX_INTERIM_ANSWERS, MAX_REFUSED, QUEUE_TIMEOUT, TUNNEL_IDLE_TIMEOUT,
 };
 use crate::metrics::{EdgeMetrics, Failure};
 use crate::proxy_header;
@@ -70,6 +70,8 @@ pub(crate) struct Edge {
     pub(crate) handed_over: OnceLock<CancellationToken>,
     /// A place for each request over HTTP/2.
     pub(crate) streams: Arc<Semaphore>,
+    /// Room for frames of bodies that wait, of all connections of HTTP/2.
+    pub(crate) waiting_frames: Arc<Semaphore>,
     /// A place for each connection beyond its client's share that is waited for.
     pub(crate) refused: Semaphore,
 }
@@ -92,6 +94,7 @@ impl Default for Edge {
             end_tunnels: CancellationToken::new(),
             handed_over: OnceLock::new(),
             streams: Arc::new(Semaphore::new(MAX_ALL_STREAMS)),
+            waiting_frames: Arc::new(Semaphore::new(MAX_ALL_WAITING_FRAMES)),
             refused: Semaphore::new(MAX_REFUSED),
         }
     }
@@ -117,6 +120,10 @@ enum Failed {
     Malformed(SocketAddr, #[source] BadChunk),
     #[error("{0} switched to another protocol, which nobody asked for")]
     Switched(SocketAddr),
+    #[error(
+        "{0} answered {1} in the place of 101: over HTTP/2 that would say that the WebSocket is open"
+    )]
+    NotSwitched(SocketAddr, u16),
 }
 
 impl Failed {
@@ -131,7 +138,8 @@ impl Failed {
             ) => Failure::Client,
             Self::NoAnswer(NoAnswer::Broken(..) | NoAnswer::Malformed(..))
             | Self::Malformed(..)
-            | Self::Switched(_) => Failure::Broken,
+            | Self::Switched(_)
+            | Self::NotSwitched(..) => Failure::Broken,
         }
     }
 
@@ -429,6 +437,9 @@ impl<S: Stream> Request<'_, S> {
         if switches && !asked.wants_upgrade {
             return Err(Failed::Switched(backend.address));
         }
+        if (200..300).contains(&status) && session.client.stream.opens_by_success() {
+            return Err(Failed::NotSwitched(backend.address, status));
+        }
         let framing = response.framing(asked.is_head);
         let (framing_to_client, passing) = match (framing, asked.version) {
             (Framing::Chunked, Version::Http10) => (Framing::UntilClose, Passing::Unchunked),
@@ -497,6 +508,7 @@ impl<S: Stream> Request<'_, S> {
             return Ok(After::Cut);
         }
         let is_done = upload.is_done();
+        let backend_keeps = backend_keeps && !download.is_without_trailers;
         if is_done && is_sent && backend_keeps && backend.buffer.is_empty() {
             let earlier = self.session.held.replace(backend);
             if let Some(earlier) = earlier {

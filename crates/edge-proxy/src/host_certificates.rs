@@ -118,10 +118,10 @@ impl HostCertificates {
             Ok((pem, usable)) => {
                 self.certificates.set_issued(host, usable);
                 tracing::info!(host, "has a certificate of the ingress CA");
-                let (files, name) = (self.files.clone(), host.to_owned());
-                let kept = blocking(move || files.write(Kind::Issued, &name, &pem)).await;
+                let (files, change) = (self.files.clone(), (host.to_owned(), Some(pem)));
+                let kept = blocking(move || files.keep(Kind::Issued, [change])).await;
                 if let Err(error) = kept {
-                    tracing::error!(host, error = %display::chain(&error), "a host's certificate could not be kept on disk");
+                    tracing::error!(host, error = %display::chain(&error), "a host's certificate could not be kept on disk; that is tried again");
                 }
             }
             Err(error) => {

@@ -244,16 +244,19 @@ pub async fn join(options: &EdgeOptions) -> Result<Membership, EdgeError> {
         return Ok(known);
     }
     let _lock = lock(&options.data_dir).await?;
+    overlay_link::end_former(&options.data_dir).await;
     let applicant = follow::applicant(options);
     Ok(Membership::load_or_join(&options.data_dir, &applicant).await?)
 }
 
-/// Sets aside who this machine was, so that it can join anew ([`membership::leave`]).
+/// Removes the edge's link, and sets aside who this machine was, so that it can join anew ([`membership::leave`]).
 ///
 /// # Errors
 /// An edge runs here still, or the files cannot be changed.
 pub async fn leave(data_dir: &Path) -> Result<(), EdgeError> {
     let _lock = lock(data_dir).await?;
+    // The next member's has another name, and the same port.
+    overlay_link::end_former(data_dir).await;
     Ok(membership::leave(data_dir).await?)
 }
 
@@ -282,8 +285,8 @@ async fn lock(data_dir: &Path) -> Result<File, EdgeError> {
 /// An edge runs here still, or what could not be removed.
 pub async fn down(data_dir: &Path) -> Result<(), EdgeError> {
     if !blocking({
-        let file = Membership::file(data_dir);
-        move || file.exists()
+        let folder = data_dir.to_owned();
+        move || folder.exists()
     })
     .await
     {
@@ -535,9 +538,13 @@ async fn hand_over(
     let mut kept = Arc::clone(&following.kept).lock_owned().await;
     // The next one begins with what is on disk: where that is not what is served, it would serve what was.
     let edge = Arc::clone(&following.edge);
+    let files = following.tls.as_ref().map(|tls| tls.files.clone());
     let _kept = blocking(move || {
-        let caught_up = kept.catch_up(&edge.routes);
-        caught_up.map(|()| kept).map_err(io::Error::other)
+        kept.catch_up(&edge.routes).map_err(io::Error::other)?;
+        if let Some(files) = files {
+            files.catch_up().map_err(io::Error::other)?;
+        }
+        io::Result::Ok(kept)
     })
     .await?;
     tokio::select! {

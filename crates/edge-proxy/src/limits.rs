@@ -39,6 +39,8 @@ pub(crate) const HOST_CERTIFICATE_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) const MAX_REFUSED_HOSTS: usize = 1000;
 /// How often certificates of hosts that are routed no longer are removed.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+/// How long after certificates could not be written to disk, or removed there, that is tried again.
+pub(crate) const KEEP_RETRY: Duration = Duration::from_secs(10);
 /// How long a server of before, which knows of no challenges of ACME, is not asked again.
 pub(crate) const CHALLENGES_UNKNOWN_PAUSE: Duration = Duration::from_secs(60);
 /// A client that sends nothing of a body it announced for this long gets a 408.
@@ -155,7 +157,7 @@ pub(crate) const STREAM_SEND_BUFFER: usize = 64 * 1024;
 pub(crate) const MAX_LOCAL_RESETS: usize = 1024;
 /// Streams that a client resets before they were looked at. With more the connection ends.
 pub(crate) const MAX_UNSEEN_RESETS: usize = 20;
-/// A client of HTTP/2 that resets more streams than these, and more than every second one, does nothing else (CVE-2023-44487).
+/// A client of HTTP/2 that resets more streams than these whose answer has not begun, and more than every second one, does nothing else (CVE-2023-44487).
 pub(crate) const MAX_RESETS: u64 = 500;
 /// Frames that are no request and no body which a client of HTTP/2 may send ahead (`http2::meter`).
 pub(crate) const CREDITS: u32 = 1000;
@@ -166,6 +168,11 @@ pub(crate) const CREDITS_A_DATA_FRAME: u32 = 4;
 /// What DATA frames that are smaller than 256 bytes and wait to be passed on may lack of that, all together (`h2`): so much memory they take beside their bytes.
 /// A window of [`CONNECTION_WINDOW`] full of messages of 64 bytes is within it.
 pub(crate) const SMALL_FRAMES_BUDGET: usize = 4 * 1024 * 1024;
+/// Frames of bodies that may wait on a connection of HTTP/2 without more: a window full of large ones. For each there is room of some 256 bytes, which h2 keeps as
+/// long as the connection is there. So a connection on which more have waited counts in [`MAX_ALL_WAITING_FRAMES`], and ends as soon as it is idle.
+pub(crate) const WAITING_FRAMES: usize = 512;
+/// Those beyond [`WAITING_FRAMES`], of all connections: 128 MiB. The next connection that needs more ends.
+pub(crate) const MAX_ALL_WAITING_FRAMES: usize = 512 * 1024;
 /// Those that come with time: keep-alive.
 pub(crate) const CREDITS_A_SECOND: u32 = 20;
 /// What the answer to a PING costs that was never sent.
@@ -178,6 +185,9 @@ pub(crate) const PING_TIMEOUT: Duration = CLIENT_WRITE_TIMEOUT;
 /// Bytes of an answer's body that an instance which speaks HTTP/2 may send before they are passed on, for each stream. All streams of a connection together are
 /// bounded by that alone: a slow client holds up no other.
 pub(crate) const BACKEND_STREAM_WINDOW: u32 = 128 * 1024;
+/// The same as [`SMALL_FRAMES_BUDGET`] for a connection to an instance: a quarter of a million of the smallest frames that slow clients have not taken yet. With more
+/// the connection ends, with the requests on it.
+pub(crate) const BACKEND_SMALL_FRAMES_BUDGET: usize = 64 * 1024 * 1024;
 /// Requests on a connection to an instance that speaks HTTP/2 which their clients took back. Then it takes no more: some servers end a connection after a few
 /// hundred (CVE-2023-44487), with what others have under way.
 pub(crate) const MAX_TAKEN_BACK: u32 = 50;

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use api::enrollment::Member;
+use blocking_work::blocking;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use membership::{Membership, OverlayState};
@@ -17,6 +18,8 @@ use crate::EdgeError;
 
 /// The folder of control sockets, in the edge's data folder.
 const FOLDER: &str = "run";
+/// What the names of edges' links begin with.
+const PREFIX: &str = "edge-";
 
 /// Where the edge's interface is.
 pub(crate) fn place(membership: &Membership, data_dir: &Path) -> Place {
@@ -25,8 +28,13 @@ pub(crate) fn place(membership: &Membership, data_dir: &Path) -> Place {
         Member::Edge(edge) => model::NodeId(edge.0),
         Member::Node(node) => node,
     };
+    let suffix = suffix(membership.cluster_prefix, number);
+    place_of(format!("{PREFIX}{suffix}"), data_dir)
+}
+
+fn place_of(link: String, data_dir: &Path) -> Place {
     Place {
-        link: format!("edge-{}", suffix(membership.cluster_prefix, number)),
+        link,
         namespace: None,
         program: own_program(),
         run_dir: data_dir.join(FOLDER),
@@ -83,15 +91,52 @@ impl Attachment for EdgeAttachment {
     }
 }
 
-/// Removes the edge's link, its rules and its process from the machine. No error when nothing is there.
+/// Removes the edge's link, its rules and its process from the machine, and what it had as a former member. No error when nothing is there.
 pub(crate) async fn down(data_dir: &Path) -> Result<(), EdgeError> {
     let folder = data_dir.to_owned();
-    let membership = blocking_work::blocking(move || Membership::load(&folder)).await?;
-    let Some(membership) = membership else {
-        return Ok(());
-    };
-    let place = place(&membership, data_dir);
-    overlay_member::remove(&place)
+    let membership = blocking(move || Membership::load(&folder)).await?;
+    if let Some(membership) = membership {
+        remove(&place(&membership, data_dir)).await?;
+    }
+    down_former(data_dir).await
+}
+
+/// Removes every link of this data folder that is there. A link has its name by the cluster and by the member: another one would leave it where it is, with the
+/// port that the next one is to have.
+async fn down_former(data_dir: &Path) -> Result<(), EdgeError> {
+    let folder = data_dir.join(FOLDER);
+    let path = folder.clone();
+    let links = blocking(move || overlay_member::links_of(&path)).await;
+    let links = links.map_err(|source| EdgeError::Folder {
+        path: folder,
+        source,
+    })?;
+    for link in links.into_iter().filter(|link| link.starts_with(PREFIX)) {
+        let place = place_of(link, data_dir);
+        if overlay_member::is_there(&place).await {
+            remove(&place).await?;
+            tracing::info!(
+                link = place.link,
+                "removed the link that an edge of before left here"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The same before this machine joins. What cannot be removed is named, and keeps its port: then the join says so.
+pub(crate) async fn end_former(data_dir: &Path) {
+    if let Err(error) = down_former(data_dir).await {
+        let error = display::chain(&error);
+        tracing::warn!(
+            error,
+            "cannot remove the link that an edge of before left here"
+        );
+    }
+}
+
+async fn remove(place: &Place) -> Result<(), EdgeError> {
+    overlay_member::remove(place)
         .await
         .map_err(EdgeError::Overlay)?;
     EdgeLink::remove(&place.link)

@@ -113,11 +113,13 @@ impl TrustedProxies {
         &self,
         forwarded_for: impl Iterator<Item = &'a [u8]>,
     ) -> Option<(IpAddr, usize)> {
-        let values = forwarded_for.filter_map(|value| std::str::from_utf8(value).ok());
-        let elements: Vec<&str> = values.flat_map(|value| value.split(',')).collect();
+        // Elements are bytes: what a client wrote may be no text, and hides none of those behind it.
+        let elements = forwarded_for.flat_map(|value| value.split(|byte| *byte == b','));
+        let elements: Vec<&[u8]> = elements.collect();
         let mut client = None;
         for (behind, element) in elements.into_iter().rev().enumerate() {
-            let Some(address) = address_of(element.trim()) else {
+            let text = std::str::from_utf8(element).ok();
+            let Some(address) = text.and_then(|text| address_of(text.trim())) else {
                 break;
             };
             client = Some((address, behind));
@@ -250,5 +252,8 @@ mod tests {
                 "{values:?}"
             );
         }
+        let values: [&[u8]; 2] = [b"6.6.6.6, \xff", b"\xfe, 203.0.113.7, 10.1.1.1"];
+        let client = trusted.client_of(values.into_iter());
+        assert_eq!(client, Some(("203.0.113.7".parse().unwrap(), 1)));
     }
 }

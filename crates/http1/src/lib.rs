@@ -20,7 +20,9 @@ pub use field::{Field, Name, Span};
 pub use head_end::{HeadEnd, find_request_end, find_response_end};
 pub use host::{Authority, HostError, authority};
 pub use request::Refusal;
-pub use request::{MAX_METHOD_BYTES, RequestHead, RequestLimits, Target, Version};
+pub use request::{
+    MAX_METHOD_BYTES, RequestHead, RequestLimits, Target, Version, refused_wants_json,
+};
 pub use response::{BadResponse, ResponseHead};
 pub use rewrite::{ForBackend, ForClient, write_request, write_response};
 

@@ -394,18 +394,33 @@ impl Seen {
             }
             Name::Upgrade => self.can_upgrade |= elements(value).any(can_carry),
             Name::Expect => self.expects |= value.eq_ignore_ascii_case(b"100-continue"),
-            Name::Accept => {
-                head.wants_json |= elements(value).any(|range| {
-                    let kind = range.split(|byte| *byte == b';').next().unwrap_or(range);
-                    let kind = trimmed(kind);
-                    kind.eq_ignore_ascii_case(b"application/json")
-                        || kind.eq_ignore_ascii_case(b"application/problem+json")
-                });
-            }
+            Name::Accept => head.wants_json |= accepts_json(value),
             _ => {}
         }
         Ok(())
     }
+}
+
+/// Whether a value of `Accept` has JSON.
+fn accepts_json(value: &[u8]) -> bool {
+    elements(value).any(|range| {
+        let kind = range.split(|byte| *byte == b';').next().unwrap_or(range);
+        let kind = trimmed(kind);
+        kind.eq_ignore_ascii_case(b"application/json")
+            || kind.eq_ignore_ascii_case(b"application/problem+json")
+    })
+}
+
+/// Whether a whole head that is refused asks for JSON, so that the refusal is of that form: nothing else is to be taken from it.
+pub fn refused_wants_json(bytes: &[u8]) -> bool {
+    bytes.split(|byte| *byte == b'\n').skip(1).any(|line| {
+        let mut parts = line.splitn(2, |byte| *byte == b':');
+        let is_accept = parts
+            .next()
+            .is_some_and(|name| name.eq_ignore_ascii_case(b"accept"));
+        let value = parts.next().unwrap_or_default();
+        is_accept && accepts_json(value.strip_suffix(b"\r").unwrap_or(value))
+    })
 }
 
 /// Whether an upgrade can be carried by whoever copies bytes: another version of HTTP, or TLS, would be spoken to the proxy itself.

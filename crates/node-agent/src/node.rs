@@ -317,6 +317,8 @@ pub(crate) async fn leave(data_dir: &Path, run_dir: &Path) -> Result<(), NodeErr
             "what this node ran is not down: `platform node down` ends it".to_owned(),
         ));
     }
+    // Before it is not known any more whose network that is: its WireGuard has the port of the next member's.
+    end_network(data_dir, run_dir).await;
     membership::leave(data_dir)
         .await
         .map_err(NodeError::State)?;
@@ -332,6 +334,27 @@ pub(crate) async fn leave(data_dir: &Path, run_dir: &Path) -> Result<(), NodeErr
             source,
         }),
         _ => Ok(()),
+    }
+}
+
+/// Removes the network of the node of this data folder, where the run folder is its own. What cannot be removed is named, and keeps its port: then the join says so.
+async fn end_network(data_dir: &Path, run_dir: &Path) {
+    let folder = data_dir.to_owned();
+    // One that is damaged is set aside as it is.
+    let Ok(Some(membership)) = blocking(move || Membership::load(&folder)).await else {
+        return;
+    };
+    let Ok(node) = node_id(&membership) else {
+        return;
+    };
+    let cluster = membership.cluster.clone();
+    let (folder, owner) = (run_dir.to_owned(), Owner { cluster, node });
+    let is_own = blocking(move || Owner::check(&folder, Some(&owner)).is_ok()).await;
+    if is_own && let Err(error) = remove_network(&membership, run_dir).await {
+        tracing::warn!(
+            error = chain(&error),
+            "cannot remove the network that this node had"
+        );
     }
 }
 

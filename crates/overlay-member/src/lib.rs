@@ -363,6 +363,19 @@ pub async fn remove(place: &Place) -> Result<(), InterfaceError> {
     Interface::remove(&place.options(1, u32::from(MIN_MTU))).await
 }
 
+/// Whether the interface is there, or a part of it.
+pub async fn is_there(place: &Place) -> bool {
+    Interface::is_there(&place.options(1, u32::from(MIN_MTU))).await
+}
+
+/// The links that were made with this folder for control sockets, also those that are gone. Blocks.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn links_of(run_dir: &Path) -> std::io::Result<Vec<String>> {
+    Interface::names_in(run_dir)
+}
+
 /// The last 24 bits of a cluster's prefix, which are random, and a member's number, for names of links and namespaces: several members of several clusters can
 /// live on one machine.
 pub fn suffix(cluster_prefix: std::net::Ipv6Addr, number: NodeId) -> String {

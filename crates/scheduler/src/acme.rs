@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - One certificate is for one name: a host, or a wildcard that the settings name. A host that fits a wildcard of the settings has none of its own.
-//! - An operator's wins: while one fits a host, none is ordered for it, and the one by ACME is removed.
+//! - An operator's wins: while one fits a host, none is ordered for it, and edges do not have the one by ACME. It is kept: the operator's may go before it ends.
 //! - A certificate is renewed when its authority says (RFC 9773), else at two thirds of its life. One whose host is routed no longer lapses.
 //! - A name whose order failed waits longer each time ([`retry_delay_ms`]), and no more than so many orders begin in an hour ([`OrderRate`]).
 //!
@@ -140,8 +140,10 @@ pub enum Step {
     },
     /// The authority is to be asked when it is to be renewed.
     AskRenewal,
-    /// The certificate is to be removed: an operator's is there.
+    /// Edges are to have the certificate no more: an operator's is there. It stays in the store until it ends.
     Supersede,
+    /// Edges are to have the certificate again: no operator's is there any more.
+    Restore,
     /// The certificate is to be removed: it has ended, and nobody needs it.
     Lapse,
     /// What is remembered of the name is to be deleted: nobody needs it.
@@ -154,6 +156,8 @@ struct Entry {
     is_routed: bool,
     lifetime: Option<Lifetime>,
     record: Option<AcmeRecord>,
+    /// Whether edges do not have the certificate, because of an operator's.
+    is_superseded: bool,
     /// When the authority is to be asked about the renewal; absent: it does not say.
     asks_at: Option<Timestamp>,
     /// Its place in the queue.
@@ -225,9 +229,18 @@ impl AcmePlan {
         let entry = self.entry(name);
         if entry.lifetime != lifetime {
             entry.lifetime = lifetime;
+            entry.is_superseded = false;
             entry.asks_at = lifetime.map(|_| now);
         }
         self.settle(name, now);
+    }
+
+    /// Edges do not have the certificate of this name, or have it again.
+    pub fn set_superseded(&mut self, name: &str, is_superseded: bool, now: Timestamp) {
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.is_superseded = is_superseded;
+            self.settle(name, now);
+        }
     }
 
     /// An operator's certificate of this name is for these patterns, and ends then; `None`: there is none of this name.
@@ -411,8 +424,14 @@ impl AcmePlan {
             let at = covered_until.map_or(at, |end| at.max(end));
             return Some((at, Step::Order { renews: false }));
         };
-        if covered_until.is_some() {
-            return Some((BEFORE_ORDERS, Step::Supersede));
+        match (covered_until, entry.is_superseded) {
+            (Some(_), false) => return Some((BEFORE_ORDERS, Step::Supersede)),
+            (Some(end), true) if life.not_after <= end => {
+                return Some((life.not_after, Step::Lapse));
+            }
+            (Some(end), true) => return Some((end, Step::Restore)),
+            (None, true) => return Some((BEFORE_ORDERS, Step::Restore)),
+            (None, false) => {}
         }
         let suggested = record.and_then(|record| record.renewal);
         let suggested = suggested.filter(|suggested| suggested.of == life.not_after);

@@ -10,6 +10,9 @@
 //!
 //! Deliberately absent: addresses, routes and rules of the link (`node-network`), and who is whose peer.
 
+use std::io;
+use std::path::Path;
+
 use blocking_work::blocking;
 use process_handle::udp_port_holder;
 
@@ -145,6 +148,23 @@ impl Interface {
             Which::Kernel(_) => false,
             Which::Userspace(process) => process.is_stopped(),
         }
+    }
+
+    /// The names of the interfaces that were made with this folder for control sockets, also of those that are gone. Blocks.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn names_in(run_dir: &Path) -> io::Result<Vec<String>> {
+        userspace::names_in(run_dir)
+    }
+
+    /// Whether the link of this name is there, or its process. What cannot be looked at counts as gone.
+    pub async fn is_there(options: &InterfaceOptions) -> bool {
+        let (options, place) = (options.clone(), link::Place::from(options));
+        let is_there = move || {
+            userspace::is_running(&options) || place.find().is_ok_and(|link| link.is_some())
+        };
+        blocking(is_there).await
     }
 
     /// Removes the interface of this name: the link, the process and its control socket. It is no error when nothing was there.

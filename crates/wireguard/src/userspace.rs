@@ -53,6 +53,26 @@ fn control_of(options: &InterfaceOptions) -> PathBuf {
     options.run_dir.join(format!("{}.wireguard", options.name))
 }
 
+/// The names of all interfaces that were made or removed with this folder, of either kind: their locks stay. Blocks.
+pub(crate) fn names_in(run_dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(run_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let name = name.to_str().and_then(|name| name.strip_suffix(".lock"));
+        names.extend(name.map(str::to_owned));
+    }
+    Ok(names)
+}
+
+/// Whether the process of this interface runs. Blocks.
+pub(crate) fn is_running(options: &InterfaceOptions) -> bool {
+    listener(&control_of(options)).is_some()
+}
+
 fn wrong(options: &InterfaceOptions, source: impl Into<ControlError>) -> InterfaceError {
     InterfaceError::Process {
         name: options.name.clone(),

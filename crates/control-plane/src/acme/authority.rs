@@ -152,6 +152,11 @@ impl AuthorityClient {
                 cause: "the authority did not decide in time".to_owned(),
                 retry_after,
             },
+            // It does not know what it was asked for, such as an order of before.
+            Error::Other(other) if is_gone(&**other) => AcmeError::Refused {
+                cause: display::chain(error),
+                retry_after,
+            },
             error => AcmeError::Away {
                 cause: display::chain(error),
                 retry_after,
@@ -240,6 +245,17 @@ impl HttpClient for AuthorityClient {
             })
         })
     }
+}
+
+/// Whether an answer says that what is at its URL is there no more.
+fn is_gone(error: &(dyn StdError + 'static)) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(AnswerError::Status {
+            status: 404 | 410,
+            ..
+        })
+    )
 }
 
 /// What a problem means (RFC 8555, 6.7).

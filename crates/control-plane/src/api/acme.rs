@@ -109,6 +109,7 @@ pub(crate) async fn set(
         updated.map_err(|error| refused(client.error(&error)))?;
     }
     let message = format!("on, by {}", config.directory);
+    app.acme.names().tries_now = true;
     app.acme.set_config(config).await?;
     tracing::warn!(user = %user.name, directory = request.directory, "certificates are ordered by ACME");
     record(&app, &user, EventKind::CertificateSettings, message).await;
@@ -252,7 +253,13 @@ pub(crate) async fn retry(
         )
         .hint("`platform certificates acme on` turns it on"));
     }
-    if app.acme.failure_of(&name).is_none() {
+    // One that did not fail may wait for what holds up all.
+    let is_held_up = {
+        let names = app.acme.names();
+        names.waits.is_some() && names.plan.is_wanted(&name, now())
+    };
+    let has_failed = app.acme.failure_of(&name).is_some();
+    if !has_failed && !is_held_up {
         let what = display::one_line(&name, MAX_ACME_TEXT_BYTES);
         return Err(ApiFailure::not_found(
             "acme_name_not_found",
@@ -260,10 +267,13 @@ pub(crate) async fn retry(
         )
         .hint("`platform certificates acme` lists the names whose orders failed"));
     }
-    let mut record = app.acme.record(&name);
-    record.not_before = Timestamp(0);
-    let key = app.acme.order_key(&name);
-    app.acme.remember(&name, record, key.as_deref()).await?;
+    if has_failed {
+        let mut record = app.acme.record(&name);
+        record.not_before = Timestamp(0);
+        let key = app.acme.order_key(&name);
+        app.acme.remember(&name, record, key.as_deref()).await?;
+    }
+    app.acme.names().tries_now = true;
     app.acme.wake.notify_one();
     tracing::info!(user = %user.name, name, "a name is tried again by ACME");
     Ok(StatusCode::NO_CONTENT)

@@ -22,7 +22,7 @@ use super::extract::{Body, Params, Poll, granted};
 use crate::access::{Anyone, ClusterAdmin, ClusterViewer};
 use crate::callers::EdgeCaller;
 use crate::certificate_loop::record;
-use crate::certificates::{CertificatesError, row};
+use crate::certificates::{ACME_ENDING, CertificatesError, row};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::state::{App, Topic};
@@ -60,17 +60,16 @@ pub(crate) async fn add(
     }
     let first = certificate.hosts.first().cloned().unwrap_or_default();
     let name = request.name.unwrap_or(first);
-    if !is_certificate_name(&name) {
+    if !is_certificate_name(&name) || name.ends_with(ACME_ENDING) {
         return Err(ApiFailure::refused(
             "certificate_name_invalid",
             format!("`{name}` is no name of a certificate"),
         )
-        .hint("one has 1 to 253 of a-z, 0-9, `.`, `-` and `_`, and does not begin with a dot"));
+        .hint("one has 1 to 253 of a-z, 0-9, `.`, `-` and `_`, does not begin with a dot, and does not end in `_acme`"));
     }
-    let known = app.certificates.known(&name);
-    let is_operators = known.is_some_and(|known| known.source == CertificateSource::Operator);
+    let is_there = app.certificates.known(&name).is_some();
     let operators = app.certificates.count_of(CertificateSource::Operator);
-    if !is_operators && operators >= MAX_CERTIFICATES {
+    if !is_there && operators >= MAX_CERTIFICATES {
         return Err(ApiFailure::conflict(
             "too_many_certificates",
             format!("the cluster has {MAX_CERTIFICATES} certificates, and takes no more"),
@@ -100,7 +99,9 @@ pub(crate) async fn remove(
     ClusterAdmin(user): ClusterAdmin,
     Params(CertificateQuery { name }): Params<CertificateQuery>,
 ) -> Result<StatusCode, ApiFailure> {
-    if !app.certificates.remove(&name).await? {
+    let certificates = &app.certificates;
+    // Where both are there, an operator's.
+    if !certificates.remove(&name).await? && !certificates.remove_acme(&name).await? {
         return Err(ApiFailure::not_found(
             "certificate_not_found",
             format!("there is no certificate {name}"),

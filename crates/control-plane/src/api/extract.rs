@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::callers::log_unreadable;
 use crate::failure::ApiFailure;
-use crate::limits::{MAX_STRANGERS_BODY_BYTES, REFUSED_BODY_GRACE};
+use crate::limits::{MAX_REASON_CHARS, MAX_STRANGERS_BODY_BYTES, REFUSED_BODY_GRACE};
 use crate::state::App;
 
 /// A body: an object of JSON.
@@ -78,11 +78,28 @@ impl<T: DeserializeOwned> Body<T> {
             return Err(ApiFailure::bad_request(what));
         }
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
-            let what = format!("the body is not as expected: {error}");
+            let what = format!("the body is not as expected: {}", unexpected(&error));
             log_unreadable(app, &head, &what);
             ApiFailure::bad_request(what)
         })
     }
+}
+
+/// What is wrong with JSON, and where, without its text: that may be a secret, and ends in somebody's log.
+fn unexpected(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let without = || {
+        let (before, rest) = text.split_once(": string \"")?;
+        let (_, expected) = rest.rsplit_once("\", expected ")?;
+        Some(format!("{before}: a string, expected {expected}"))
+    };
+    let text = without().unwrap_or(text);
+    if text.chars().count() <= MAX_REASON_CHARS {
+        return text;
+    }
+    let start: String = text.chars().take(MAX_REASON_CHARS).collect();
+    let (line, column) = (error.line(), error.column());
+    format!("{start}… at line {line} column {column}")
 }
 
 /// Drops the rest of a body once the refusal is on its way. Over HTTP/2 the stream would be reset before, and the refusal be lost; afterwards the

@@ -31,11 +31,12 @@ mod why;
 use api::openapi::call_of;
 use api::paths;
 use axum::Router;
+use axum::body::HttpBody as _;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, patch, post, put};
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, Version, header};
 
 use crate::failure::{ApiFailure, method_not_allowed};
 use crate::limits::REQUEST_TIMEOUT;
@@ -159,11 +160,18 @@ async fn around(
     next: Next,
 ) -> Response {
     let counting = counted::Counting::begin(&request);
-    let answered = match unasked_query(&request, path.as_ref()) {
+    let may_be_unread = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
+    let mut answered = match unasked_query(&request, path.as_ref()) {
         Some(refused) => refused.into_response(),
         None => members::while_a_member(&app, request, next).await,
     };
     counting.end(&app, path.as_ref(), &answered);
+    let is_refused = answered.status().is_client_error() || answered.status().is_server_error();
+    if may_be_unread && is_refused {
+        // A connection with an unread body ends. A client that is not told so sends its next request there, and gets no answer.
+        let headers = answered.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     answered
 }
 

@@ -260,7 +260,7 @@ impl Sent {
         let (parts, frames) = answer.into_parts();
         let is_whole = frames.is_end_stream();
         let framing = message::write_response(&mut self.head, &parts, self.is_head, is_whole);
-        self.incoming = Some(Incoming::new(frames, framing == Framing::Chunked));
+        self.incoming = Some(Incoming::new(frames, None, framing == Framing::Chunked));
         Poll::Ready(Ok(()))
     }
 }

@@ -28,8 +28,8 @@ use tokio::time::{timeout, timeout_at};
 
 use super::backend_stream::{BackendStream, InUse, RequestStream, Uses};
 use crate::limits::{
-    BACKEND_STREAM_WINDOW, BACKEND_STREAMS, CONNECT_TIMEOUT, MAX_HEAD_BYTES, MAX_IDLE_AGE,
-    MAX_SHARED_CONNECTIONS, MAX_TAKEN_BACK, STREAM_SEND_BUFFER,
+    BACKEND_SMALL_FRAMES_BUDGET, BACKEND_STREAM_WINDOW, BACKEND_STREAMS, CONNECT_TIMEOUT,
+    MAX_HEAD_BYTES, MAX_IDLE_AGE, MAX_SHARED_CONNECTIONS, MAX_TAKEN_BACK, STREAM_SEND_BUFFER,
 };
 use crate::socket;
 
@@ -208,6 +208,7 @@ async fn connect(address: SocketAddr, room: &Arc<Notify>) -> io::Result<Shared> 
         .initial_connection_window_size(LARGEST_WINDOW)
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
         .max_send_buffer_size(STREAM_SEND_BUFFER)
+        .data_frame_budget(BACKEND_SMALL_FRAMES_BUDGET)
         .handshake(stream);
     let (requests, mut connection) = handshake.await.map_err(io::Error::other)?;
     let mut pings = connection.ping_pong();

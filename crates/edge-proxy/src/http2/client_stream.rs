@@ -12,6 +12,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::incoming::{Incoming, broken};
 use super::message;
+use super::meter::Meter;
 use super::outgoing::Outgoing;
 use crate::client::Stream;
 use crate::limits::MAX_HEADERS;
@@ -62,6 +64,7 @@ impl ClientStream {
     pub(super) fn new(
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
+        meter: Arc<Meter>,
     ) -> Result<Self, Reason> {
         let (parts, frames) = request.into_parts();
         let asked = message::write_request(&parts, frames.is_end_stream());
@@ -69,7 +72,7 @@ impl ClientStream {
         Ok(Self {
             request: asked.head,
             given: 0,
-            incoming: Incoming::new(frames, asked.in_chunks),
+            incoming: Incoming::new(frames, Some(meter), asked.in_chunks),
             is_head: asked.is_head,
             is_websocket: asked.is_websocket,
             respond,
@@ -142,14 +145,6 @@ impl ClientStream {
             self.answer = Answer::Tunnel(tunnel);
             return Ok(());
         }
-        if self.is_websocket && status.is_success() {
-            // It would tell the client that a WebSocket is open.
-            let mut none = http::Response::new(());
-            *none.status_mut() = StatusCode::BAD_GATEWAY;
-            self.respond.send_response(none, true).map_err(broken)?;
-            self.answer = Answer::Done;
-            return Err(io::Error::other("the app did not open the WebSocket"));
-        }
         let framing = head.framing(self.is_head);
         let is_whole = framing == Framing::Empty;
         let answer = message::response(&head, &self.head, status);
@@ -180,6 +175,10 @@ impl ClientStream {
 impl Stream for ClientStream {
     /// One whose answer is not whole is reset whenever it is dropped.
     fn reset_at_close(&self, _: bool) {}
+
+    fn opens_by_success(&self) -> bool {
+        self.is_websocket
+    }
 }
 
 impl AsyncRead for ClientStream {

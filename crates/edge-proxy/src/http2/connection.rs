@@ -20,6 +20,7 @@ use h2::server::{self, SendResponse};
 use h2::{Ping, PingPong, Reason, RecvStream};
 use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::client_stream::ClientStream;
@@ -32,7 +33,7 @@ use crate::forward::{Edge, Ends};
 use crate::limits::{
     CONNECTION_WINDOW, HEAD_READ_TIMEOUT, IDLE_TIMEOUT, LINGER_TIMEOUT, MAX_HEADER_LIST_BYTES,
     MAX_LOCAL_RESETS, MAX_STREAMS, MAX_UNSEEN_RESETS, PING_INTERVAL, PING_TIMEOUT,
-    SMALL_FRAMES_BUDGET, STREAM_SEND_BUFFER, STREAM_WINDOW,
+    SMALL_FRAMES_BUDGET, STREAM_SEND_BUFFER, STREAM_WINDOW, WAITING_FRAMES,
 };
 use crate::timer::Timer;
 
@@ -49,7 +50,7 @@ pub(crate) async fn serve<S: Stream>(
     shutdown: CancellationToken,
 ) {
     // Apart, so that its memory is not kept.
-    let Some(mut watch) = Box::pin(shake_hands(stream, begin, ends.client)).await else {
+    let Some(mut watch) = Box::pin(shake_hands(&edge, stream, begin, ends.client)).await else {
         return;
     };
     let mut ending = pin!(shutdown.cancelled());
@@ -59,7 +60,9 @@ pub(crate) async fn serve<S: Stream>(
             let Some((request, respond)) = begun else {
                 break;
             };
-            if let Some(begun) = begin_stream(&edge, ends.client.ip(), request, respond) {
+            if let Some(begun) =
+                begin_stream(&edge, ends.client.ip(), (request, respond), &watch.meter)
+            {
                 let (stream, taken, place) = begun;
                 let (edge, shutdown) = (Arc::clone(&edge), shutdown.clone());
                 let serving = connection::serve(edge, stream, ends, taken, shutdown);
@@ -82,7 +85,12 @@ pub(crate) async fn serve<S: Stream>(
 }
 
 /// The preface and the first SETTINGS of both sides. `None`: they did not come.
-async fn shake_hands<S: Stream>(stream: S, begin: Buffer, client: SocketAddr) -> Option<Watch<S>> {
+async fn shake_hands<S: Stream>(
+    edge: &Edge,
+    stream: S,
+    begin: Buffer,
+    client: SocketAddr,
+) -> Option<Watch<S>> {
     let meter = Arc::new(Meter::default());
     let stream = Metered::new(stream, begin, Arc::clone(&meter));
     let handshake = builder().handshake(stream);
@@ -95,7 +103,8 @@ async fn shake_hands<S: Stream>(stream: S, begin: Buffer, client: SocketAddr) ->
         Err(_) => return None,
     };
     let pings = frames.ping_pong()?;
-    Some(Watch::new(frames, pings, meter))
+    let room = Arc::clone(&edge.waiting_frames);
+    Some(Watch::new(frames, pings, meter, room))
 }
 
 /// The time by which the runtime's timers go.
@@ -119,15 +128,15 @@ fn builder() -> server::Builder {
 }
 
 /// A request that is to be served, what of its client's share it takes, and its place among all.
-type Begun = (ClientStream, Taken, tokio::sync::OwnedSemaphorePermit);
+type Begun = (ClientStream, Taken, OwnedSemaphorePermit);
 
 /// The stream of a request; `None`: it was answered, or reset. One beyond its client's share takes no place of all, whose answer the client might not read: it
 /// has a head only, for which there is always room.
 fn begin_stream(
     edge: &Edge,
     client: IpAddr,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    (request, mut respond): (Request<RecvStream>, SendResponse<Bytes>),
+    meter: &Arc<Meter>,
 ) -> Option<Begun> {
     let Some(taken) = Taken::of(edge, client) else {
         tracing::debug!(%client, "a client has as many connections as it may have");
@@ -140,7 +149,7 @@ fn begin_stream(
         respond.send_reset(Reason::REFUSED_STREAM);
         return None;
     };
-    match ClientStream::new(request, respond) {
+    match ClientStream::new(request, respond, Arc::clone(meter)) {
         Ok(stream) => Some((stream, taken, place)),
         Err(reason) => {
             tracing::debug!(%reason, "a request is malformed");
@@ -154,6 +163,9 @@ struct Watch<S> {
     frames: Frames<S>,
     pings: PingPong,
     meter: Arc<Meter>,
+    /// Room for frames that wait, and what the connection has of it.
+    room: Arc<Semaphore>,
+    has_room: Option<OwnedSemaphorePermit>,
     timer: Timer,
     /// When anything was read last, and how often it was by then.
     heard: Instant,
@@ -172,12 +184,14 @@ struct Watch<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watch<S> {
-    fn new(frames: Frames<S>, pings: PingPong, meter: Arc<Meter>) -> Self {
+    fn new(frames: Frames<S>, pings: PingPong, meter: Arc<Meter>, room: Arc<Semaphore>) -> Self {
         let begun = now();
         Self {
             frames,
             pings,
             meter,
+            room,
+            has_room: None,
             timer: Timer::new(begun + IDLE_TIMEOUT),
             heard: begun,
             reads: 0,
@@ -216,8 +230,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watch<S> {
                 self.cut_off();
                 self.poll_request(context)
             }
+            Poll::Pending if self.until.is_none() && !self.takes_room() => {
+                tracing::warn!(
+                    "frames of clients of HTTP/2 that wait to be passed on take all the memory that they may; a connection ends"
+                );
+                self.cut_off();
+                self.poll_request(context)
+            }
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Whether there was room for as many frames as have waited on the connection at once.
+    fn takes_room(&mut self) -> bool {
+        let needed = self.meter.most_waiting().saturating_sub(WAITING_FRAMES);
+        let has = self.has_room.as_ref();
+        let has = has.map_or(0, OwnedSemaphorePermit::num_permits);
+        if needed <= has {
+            return true;
+        }
+        let more = (needed - has).next_multiple_of(WAITING_FRAMES);
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        let Ok(more) = Arc::clone(&self.room).try_acquire_many_owned(more) else {
+            return false;
+        };
+        match &mut self.has_room {
+            Some(has) => has.merge(more),
+            none => *none = Some(more),
+        }
+        true
     }
 
     /// Takes no more requests. Those that are under way end.
@@ -289,8 +330,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watch<S> {
             self.until.get_or_insert(now + LINGER_TIMEOUT);
         } else if is_busy {
             self.idle = None;
-        } else if self.idle.is_none() {
-            self.idle = Some(now);
+        } else {
+            self.meter.is_idle();
+            if self.has_room.is_some() {
+                self.end(context);
+            }
+            if self.idle.is_none() {
+                self.idle = Some(now);
+            }
         }
         if self.is_ending && !is_busy {
             // It closes when the client has acknowledged that.

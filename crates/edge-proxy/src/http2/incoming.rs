@@ -1,6 +1,7 @@
 //! A body that comes in DATA frames, given as the bytes of one of HTTP/1.1. What nobody has read takes the window of the one who sends it.
 
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -8,11 +9,14 @@ use h2::{Reason, RecvStream};
 use tokio::io::ReadBuf;
 
 use super::message;
+use super::meter::Meter;
 
 /// A body that is received.
 #[derive(Debug)]
 pub(super) struct Incoming {
     frames: RecvStream,
+    /// Of a client's connection: it counts the frames that wait.
+    meter: Option<Arc<Meter>>,
     in_chunks: bool,
     stage: Stage,
     /// Whether any data came: then the end of a chunk is to be given.
@@ -32,9 +36,10 @@ enum Stage {
 }
 
 impl Incoming {
-    pub(super) fn new(frames: RecvStream, in_chunks: bool) -> Self {
+    pub(super) fn new(frames: RecvStream, meter: Option<Arc<Meter>>, in_chunks: bool) -> Self {
         Self {
             frames,
+            meter,
             in_chunks,
             stage: Stage::Data,
             has_begun: false,
@@ -94,6 +99,9 @@ impl Incoming {
         match self.stage {
             Stage::Data => match ready!(self.frames.poll_data(context)) {
                 Some(Ok(data)) => {
+                    if let Some(meter) = &self.meter {
+                        meter.frame_passes();
+                    }
                     if self.in_chunks && !data.is_empty() {
                         self.begin_framing();
                         message::write_size(&mut self.framing, data.len());

@@ -9,7 +9,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -45,6 +45,8 @@ pub(crate) struct Meter {
     begun: AtomicU64,
     reads: AtomicU64,
     awaits_pong: AtomicBool,
+    waiting: AtomicUsize,
+    most_waiting: AtomicUsize,
 }
 
 impl Meter {
@@ -62,6 +64,29 @@ impl Meter {
     /// Grows whenever bytes come.
     pub(crate) fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Most frames of bodies that waited at once to be passed on; those of streams that were taken back count until the connection is idle.
+    pub(crate) fn most_waiting(&self) -> usize {
+        self.most_waiting.load(Ordering::Relaxed)
+    }
+
+    fn frame_waits(&self) {
+        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_waiting.fetch_max(waiting, Ordering::Relaxed);
+    }
+
+    /// One of them is passed on.
+    pub(crate) fn frame_passes(&self) {
+        let one_less = |waiting: usize| Some(waiting.saturating_sub(1));
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        // It is never `None`.
+        let _ = self.waiting.fetch_update(set, fetch, one_less);
+    }
+
+    /// No request is under way, and so no frame waits.
+    pub(crate) fn is_idle(&self) {
+        self.waiting.store(0, Ordering::Relaxed);
     }
 
     /// The client is to answer a PING.
@@ -127,7 +152,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         let written = ready!(Pin::new(&mut this.stream).poll_write(context, bytes))?;
         this.frames.earn(written);
         let begun = this.written.take(&bytes[..written]);
-        this.frames.earn_frames(begun);
+        this.frames.note(begun);
         Poll::Ready(Ok(written))
     }
 
@@ -144,7 +169,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
             let part = piece.len().min(left);
             left -= part;
             let begun = this.written.take(&piece[..part]);
-            this.frames.earn_frames(begun);
+            this.frames.note(begun);
         }
         Poll::Ready(Ok(written))
     }
@@ -162,6 +187,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 }
 
+/// Frames to a client.
+#[derive(Debug, Default, Clone, Copy)]
+struct Begun {
+    /// DATA that is not empty.
+    bodies: u32,
+    /// HEADERS: an answer begins, or ends.
+    heads: u64,
+}
+
 /// How far the frames to a client were followed.
 #[derive(Debug, Default)]
 struct Written {
@@ -173,9 +207,9 @@ struct Written {
 }
 
 impl Written {
-    /// How many DATA frames that are not empty begin in these bytes.
-    fn take(&mut self, mut bytes: &[u8]) -> u32 {
-        let mut begun = 0;
+    /// The frames that begin in these bytes.
+    fn take(&mut self, mut bytes: &[u8]) -> Begun {
+        let mut begun = Begun::default();
         while !bytes.is_empty() {
             let of_payload = self.left.min(bytes.len());
             self.left -= of_payload;
@@ -188,7 +222,8 @@ impl Written {
                 self.have = 0;
                 let [a, b, c, kind, ..] = self.head;
                 self.left = payload_bytes([a, b, c]);
-                begun += u32::from(kind == DATA && self.left > 0);
+                begun.bodies += u32::from(kind == DATA && self.left > 0);
+                begun.heads += u64::from(kind == HEADERS);
             }
         }
         begun
@@ -219,6 +254,8 @@ struct Frames {
     paid: Instant,
     requests: u64,
     resets: u64,
+    /// Heads of answers that were written. A stream that is reset when its answer has begun has cost no more than any other: so ends a call of gRPC that streams.
+    answers: u64,
 }
 
 impl Frames {
@@ -235,6 +272,7 @@ impl Frames {
             paid: now,
             requests: 0,
             resets: 0,
+            answers: 0,
         }
     }
 
@@ -283,6 +321,7 @@ impl Frames {
         match kind {
             DATA if self.left > 0 || flags & END_STREAM != 0 => {
                 self.earn_frames(u32::from(self.left > 0));
+                meter.frame_waits();
                 cost = 0;
             }
             HEADERS => {
@@ -294,7 +333,8 @@ impl Frames {
             CONTINUATION => self.is_in_block = flags & END_HEADERS == 0,
             RST_STREAM => {
                 self.resets += 1;
-                if self.resets > MAX_RESETS && self.resets * 2 > self.requests {
+                let unanswered = self.resets.saturating_sub(self.answers);
+                if unanswered > MAX_RESETS && self.resets * 2 > self.requests {
                     meter.is_flooded.store(true, Ordering::Relaxed);
                 }
             }
@@ -318,6 +358,12 @@ impl Frames {
             self.credits = self.credits.saturating_add(credits).min(CREDITS);
             self.unpaid %= BYTES_A_CREDIT;
         }
+    }
+
+    /// Frames were written.
+    fn note(&mut self, begun: Begun) {
+        self.answers += begun.heads;
+        self.earn_frames(begun.bodies);
     }
 
     /// So many DATA frames went by, whatever their size.
@@ -408,7 +454,7 @@ mod tests {
                 let to_client = [frame(PING, ACK, 8), frame(DATA, 0, 20)].concat();
                 for bytes in to_client.chunks(piece) {
                     let begun = written.take(bytes);
-                    followed.earn_frames(begun);
+                    followed.note(begun);
                 }
                 let answer = [frame(8, 0, 4), frame(8, 0, 4), frame(PING, 0, 8)].concat();
                 followed.take(&answer, &meter);

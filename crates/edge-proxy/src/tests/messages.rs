@@ -1,5 +1,7 @@
 //! What passes of messages and what does not, as bytes.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 
 /// A backend that answers each request with these bytes, and keeps the heads that it got.
@@ -245,6 +247,45 @@ async fn trailers_and_interim_answers_pass() {
         got,
         "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nConnection: close\r\n\r\nok"
     );
+}
+
+#[tokio::test]
+async fn an_answer_is_whole_without_trailers_that_are_none() {
+    let long = format!("X: {}\r\n\r\n", "y".repeat(10_000));
+    for trailers in [
+        "nonsense\r\nX: y\r\n\r\n",
+        "X: y\r\n z\r\n\r\n",
+        "X: y\n\n",
+        "Content-Length: 1\r\n\r\n",
+        "X: \x01\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nothers",
+        &long,
+    ] {
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let answer: &'static str = format!("{head}2\r\nok\r\n0\r\n{trailers}").leak();
+        let got = without_date(&client_gets(answer, GET).await);
+        let expected = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        assert_eq!(got, expected, "{trailers}");
+        let got = without_date(&client_gets(answer, GET_10).await);
+        let expected = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok";
+        assert_eq!(got, expected, "{trailers}");
+    }
+    // Where it ends on the app's connection is not known: no request goes there again.
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nbad\r\n\r\n";
+    let address = backend(move |mut stream| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async move {
+            while !head(&mut stream).await.is_empty() {
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    let edge = TestEdge::start(&[address.await]).await;
+    let kept = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    let got = edge.exchange(&format!("{kept}{GET}")).await;
+    assert_eq!(got.matches(" 200 OK").count(), 2, "{got}");
+    assert_eq!(connections.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
@@ -551,6 +592,52 @@ async fn errors_are_json_where_that_is_asked_for_and_have_no_body_for_head() {
         answer.starts_with("HTTP/1.1 404 ") && answer.ends_with("\r\n\r\n"),
         "{answer}"
     );
+}
+
+#[tokio::test]
+async fn what_is_refused_is_json_too_where_its_head_came_whole() {
+    let edge = TestEdge::start(&[]).await;
+    let many = "X: y\r\n".repeat(140);
+    let accept = "Accept: text/plain;q=0.5, application/json\r\n";
+    for (status, line, headers) in [
+        (400, "GET / HTTP/1.1", "Host: a.test\r\nHost: b.test\r\n"),
+        (400, "GET / HTTP/1.1", ""),
+        (
+            400,
+            "GET / HTTP/1.1",
+            "Host: a.test\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        ),
+        (
+            400,
+            "GET / HTTP/1.0",
+            "Host: a.test\r\nTransfer-Encoding: chunked\r\n",
+        ),
+        (405, "CONNECT a.test:443 HTTP/1.1", "Host: a.test\r\n"),
+        (431, "GET / HTTP/1.1", &*format!("Host: a.test\r\n{many}")),
+        (505, "GET / HTTP/3.0", "Host: a.test\r\n"),
+    ] {
+        // Before what is wrong, and after it.
+        for fields in [format!("{accept}{headers}"), format!("{headers}{accept}")] {
+            let answer = edge.exchange(&format!("{line}\r\n{fields}\r\n")).await;
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(
+                head.contains("Content-Type: application/problem+json"),
+                "{line} {headers}: {head}"
+            );
+            let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(problem["status"], status, "{line} {headers}");
+        }
+        let answer = edge.exchange(&format!("{line}\r\n{headers}\r\n")).await;
+        assert!(answer.contains("Content-Type: text/plain"), "{answer}");
+    }
+    // What follows is not the same client's wish.
+    let answer = edge
+        .exchange(
+            "GET / HTTP/1.1\r\nHost: b.test\r\nAccept: application/json\r\n\r\nGET  / HTTP/1.1\n",
+        )
+        .await;
+    let (_, refused) = answer.split_once("HTTP/1.1 400 ").unwrap();
+    assert!(refused.contains("Content-Type: text/plain"), "{answer}");
 }
 
 #[tokio::test]

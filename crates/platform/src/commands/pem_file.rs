@@ -18,5 +18,20 @@ pub(super) async fn read(path: &Path) -> Result<String, Failure> {
         )));
     }
     let text = tokio::fs::read_to_string(path).await;
-    text.map_err(|error| failed(error.to_string()))
+    let text = text.map_err(|error| failed(error.to_string()))?;
+    // Editors of Windows begin a file so; the first block would be passed over.
+    Ok(text.trim_start_matches('\u{feff}').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    #[tokio::test]
+    async fn a_byte_order_mark_is_no_part_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chain.pem");
+        std::fs::write(&path, "\u{feff}-----BEGIN").unwrap();
+        assert_eq!(super::read(&path).await.unwrap(), "-----BEGIN");
+    }
 }

@@ -246,9 +246,16 @@ impl Cluster {
         self.wait_for("the names", || {
             self.set_name("clear-txt", r#"{"host": "x."}"#)
         });
+        std::fs::write(self.path("dnsserver"), format!("127.0.0.1:{dns_port}")).unwrap();
+        self.start_pebble();
+    }
+
+    /// The authority as it was set up; it knows nothing of before.
+    pub(crate) fn start_pebble(&mut self) {
         let mut pebble = Command::new("/usr/bin/pebble");
-        pebble.arg("-config").arg(&file);
-        pebble.args(["-dnsserver", &format!("127.0.0.1:{dns_port}")]);
+        pebble.arg("-config").arg(self.path("pebble.json"));
+        let names = std::fs::read_to_string(self.path("dnsserver")).unwrap();
+        pebble.args(["-dnsserver", &names]);
         self.start("pebble", pebble.env("PEBBLE_VA_NOSLEEP", "1"));
         self.wait_for("the authority", || {
             let mut curl = Command::new("curl");

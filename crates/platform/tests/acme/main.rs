@@ -4,9 +4,12 @@
 
 mod cluster;
 
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cluster::{Cluster, EDGES, done};
 
@@ -87,25 +90,45 @@ fn two_hosts_get_certificates_through_two_edges_and_an_operators_wins() {
         let text = String::from_utf8_lossy(&bytes);
         assert!(!text.contains("BEGIN PRIVATE KEY") && !text.contains("key_pkcs8"));
     }
-    let kept = cluster.path("edge0/certificates/a.example.com.json");
+    let kept = cluster.path("edge0/certificates/a.example.com_acme.json");
     let mode = std::fs::metadata(&kept).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
-    // An operator's takes its place, and goes again.
-    let (cert, key) = (cluster.path("own.pem"), cluster.path("own.key"));
-    let mut openssl = Command::new("openssl");
-    openssl.args([
-        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=own",
-    ]);
-    openssl.args(["-addext", "subjectAltName=DNS:*.example.com"]);
-    done(openssl.arg("-keyout").arg(&key).arg("-out").arg(&cert));
-    let mut add = cluster.command(&["certificates", "add", "--name", "own", "--cert"]);
-    done(add.arg(&cert).arg("--key").arg(&key));
+    let add = |name: &str, host: &str| {
+        let (cert, key) = (cluster.path("own.pem"), cluster.path("own.key"));
+        let mut openssl = Command::new("openssl");
+        openssl.args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30",
+        ]);
+        openssl.args(["-subj", "/CN=own", "-addext"]);
+        openssl.arg(format!("subjectAltName=DNS:{host}"));
+        done(openssl.arg("-keyout").arg(&key).arg("-out").arg(&cert));
+        let mut add = cluster.command(&["certificates", "add", "--name", name, "--cert"]);
+        done(add.arg(&cert).arg("--key").arg(&key));
+    };
+    // An operator's for another host, whose name is that of this one, takes nothing from it.
+    let serial = cluster.serial("a.example.com", EDGES[0]);
+    add("a.example.com", "other.example.net");
+    let named = || {
+        let rows = cluster.certificates().into_iter();
+        rows.filter(|row| row["name"] == "a.example.com").count()
+    };
+    assert_eq!(named(), 2);
+    assert_eq!(cluster.serial("a.example.com", EDGES[0]), serial);
+    done(&mut cluster.command(&["certificates", "remove", "a.example.com"]));
+    assert_eq!(named(), 1);
+    assert_eq!(cluster.sources("a.example.com"), ["acme"]);
+    assert_eq!(cluster.serial("a.example.com", EDGES[0]), serial);
+
+    // One for it takes its place, and goes again.
+    add("own", "*.example.com");
     cluster.wait_for("an operator's certificate wins", || {
-        cluster.certificates().len() == 1 && cluster.secure("a.example.com", EDGES[0]) == "000"
+        cluster.secure("a.example.com", EDGES[0]) == "000"
     });
     done(&mut cluster.command(&["certificates", "remove", "own"]));
+    // Nothing is ordered anew: the one by ACME was kept.
     cluster.wait_for_certificate("a.example.com");
+    assert_eq!(cluster.serial("a.example.com", EDGES[0]), serial);
 
     // Off: what there is goes on, and nothing is ordered.
     done(&mut cluster.command(&["certificates", "acme", "off"]));
@@ -326,4 +349,57 @@ fn a_name_that_leads_elsewhere_fails_slowly_and_says_why() {
         error.contains("no order of `c.example.com` failed"),
         "{error}"
     );
+}
+
+#[test]
+fn an_authority_that_goes_away_holds_up_all_orders_once_and_a_retry_ends_that() {
+    let hosts: Vec<String> = (0..6).map(|n| format!("h{n}.example.com")).collect();
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    let mut cluster = Cluster::up("", &hosts, |_, _| Vec::new());
+    // Who listens there takes the authority's questions, and does not answer.
+    let silent = "127.0.0.78";
+    let listener = TcpListener::bind((silent, cluster.http_port)).unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            held.push(stream);
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for host in &hosts {
+        cluster.points_to(host, silent);
+    }
+    done(&mut cluster.on(&["--agree-tos", "--challenge", "http-01"]));
+    // It asks several times for each.
+    let orders = |cluster: &Cluster| {
+        let log = cluster.log("pebble");
+        count(&log, "POST /order-plz -> calling handler()")
+    };
+    cluster.wait_for("all orders to be under way", || {
+        orders(&cluster) >= hosts.len() && asked.load(Ordering::Relaxed) >= hosts.len()
+    });
+    cluster.kill("pebble");
+    let pauses = |cluster: &Cluster| count(&cluster.log("server"), "no certificate is ordered for");
+    cluster.wait_for("a pause", || pauses(&cluster) > 0);
+    let shown = |cluster: &Cluster| {
+        let shown = cluster.command(&["certificates", "acme"]).output().unwrap();
+        String::from_utf8(shown.stderr).unwrap() + &String::from_utf8(shown.stdout).unwrap()
+    };
+    cluster.wait_for("that all orders have ended", || {
+        let shown = shown(&cluster);
+        shown.contains("; orders go on in ") && !shown.contains("ordering")
+    });
+    assert_eq!(pauses(&cluster), 1, "{}", cluster.log("server"));
+    cluster.start_pebble();
+    for host in &hosts {
+        cluster.points_to(host, EDGES[0]);
+    }
+    // None of them has failed.
+    done(&mut cluster.command(&["certificates", "acme", "retry", hosts[3]]));
+    for host in &hosts {
+        cluster.wait_for("a certificate", || cluster.sources(host) == ["acme"]);
+    }
+    assert_eq!(pauses(&cluster), 1, "{}", cluster.log("server"));
 }

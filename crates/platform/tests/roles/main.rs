@@ -2,6 +2,7 @@
 //! (`node join` needs what guests boot: the tests of the cluster go through it.)
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rejoin;
 mod reload;
 
 use std::io::{IoSliceMut, Read as _, Write as _};

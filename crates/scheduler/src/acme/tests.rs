@@ -139,6 +139,21 @@ fn an_operators_certificate_wins_until_it_ends() {
     assert_eq!(plan.due_of("a.example.com").unwrap().1, Step::Supersede);
     // Not for a host two labels below.
     assert_eq!(plan.due_of("b.a.example.com"), Some((AT_ONCE, ORDER)));
+    // Edges have it no more, and again when the operator's has ended or is gone.
+    plan.set_superseded("a.example.com", true, NOW);
+    assert_eq!(plan.due_of("a.example.com"), Some((at(10), Step::Restore)));
+    plan.set_operators("wild", None, NOW);
+    assert_eq!(
+        plan.due_of("a.example.com"),
+        Some((BEFORE_ORDERS, Step::Restore))
+    );
+    plan.set_superseded("a.example.com", false, NOW);
+    assert_eq!(plan.due_of("a.example.com").unwrap().1, Step::AskRenewal);
+    // It is kept until it ends.
+    plan.set_operators("wild", Some((&patterns, at(100))), NOW);
+    plan.set_superseded("a.example.com", true, NOW);
+    assert_eq!(plan.due_of("a.example.com"), Some((at(90), Step::Lapse)));
+    plan.set_operators("wild", Some((&patterns, at(10))), NOW);
     plan.set_certificate("a.example.com", None, NOW);
     assert!(!plan.is_wanted("a.example.com", NOW));
     // When the operator's has ended, and another was not added, there is to be one.
@@ -255,6 +270,7 @@ enum Change {
     Certificate(usize, Option<(u64, u64)>),
     Operators(usize, Option<(usize, u64)>),
     Record(usize, Option<(u32, u64, bool)>),
+    Superseded(usize, bool),
     AsksAt(usize, Option<u64>),
 }
 
@@ -282,6 +298,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
             prop::option::of((0u32..4, days.clone(), any::<bool>()))
         )
             .prop_map(|(name, record)| Change::Record(name, record)),
+        (name.clone(), any::<bool>()).prop_map(|(name, is)| Change::Superseded(name, is)),
         (name, prop::option::of(days)).prop_map(|(name, at)| Change::AsksAt(name, at)),
     ];
     prop::collection::vec(one, 0..40)
@@ -326,6 +343,7 @@ fn carry_out(plan: &mut AcmePlan, change: &Change, now: Timestamp) {
             });
             plan.set_record(NAMES[name], record, now);
         }
+        Change::Superseded(name, is) => plan.set_superseded(NAMES[name], is, now),
         Change::AsksAt(name, days) => plan.set_asks_at(NAMES[name], days.map(at), now),
     }
 }
@@ -354,9 +372,15 @@ proptest! {
                     prop_assert!(!waits, "{name} does not wait");
                     prop_assert!(!(covered && when <= now), "{name} is an operator's");
                 }
-                Some((_, Step::Supersede)) => prop_assert!(covered && entry.lifetime.is_some()),
+                Some((_, Step::Supersede)) => {
+                    prop_assert!(covered && entry.lifetime.is_some() && !entry.is_superseded);
+                }
+                Some((when, Step::Restore)) => {
+                    prop_assert!(entry.lifetime.is_some() && entry.is_superseded);
+                    prop_assert!(when > now || !covered);
+                }
                 Some((when, Step::Lapse)) => {
-                    prop_assert!(!plan.wants(name));
+                    prop_assert!(!plan.wants(name) || (covered && entry.is_superseded));
                     prop_assert_eq!(entry.lifetime.map(|life| life.not_after), Some(when));
                 }
                 Some((_, Step::DeleteRecord)) => prop_assert!(!plan.wants(name) && entry.lifetime.is_none()),

@@ -142,6 +142,30 @@ async fn requests_that_are_taken_back_one_by_one_end_the_connection_too() {
     assert_eq!(requests.load(Ordering::SeqCst), most);
 }
 
+/// As calls of gRPC end whose answers are a stream.
+#[tokio::test]
+async fn streams_that_are_reset_when_their_answer_has_begun_are_no_flood() {
+    let endless = backend(|mut stream| async move {
+        head(&mut stream).await;
+        let begin = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n";
+        let _ = stream.write_all(begin.as_bytes()).await;
+        let _ = stream.read_u8().await;
+    });
+    let edge = TestEdge::start(&[endless.await]).await;
+    let mut wire = Wire::connect(&edge).await;
+    let count = u32::try_from(crate::limits::MAX_RESETS).unwrap() + 100;
+    for at in 0..count {
+        let stream = 2 * at + 1;
+        wire.send(&get(stream)).await;
+        let answer = wire.find(|frame| frame.is(HEADERS, stream)).await;
+        assert!(answer.is_some(), "the connection ended at request {at}");
+        wire.send(&reset(stream, 8)).await;
+    }
+    wire.send(&get(2 * count + 1)).await;
+    let answer = wire.find(|frame| frame.is(HEADERS, 2 * count + 1)).await;
+    assert!(answer.is_some());
+}
+
 #[tokio::test]
 async fn a_client_that_has_its_pings_answered_and_asks_for_something_is_served() {
     let edge = TestEdge::start(&[replies_with("ok").await]).await;
@@ -364,5 +388,46 @@ async fn where_there_is_no_room_for_more_streams_the_next_is_refused_unseen() {
         .unwrap_err();
     assert_eq!(error.reason(), Some(h2::Reason::REFUSED_STREAM));
     drop(all);
+    is_served(&edge).await;
+}
+
+/// A request whose body is so many DATA frames of a byte.
+fn in_single_bytes(stream: u32, frames: usize) -> Vec<u8> {
+    let mut bytes = post(stream);
+    for _ in 1..frames {
+        bytes.extend(frame(DATA, 0, stream, b"x"));
+    }
+    bytes.extend(frame(DATA, END_STREAM, stream, b"x"));
+    bytes
+}
+
+#[tokio::test]
+async fn a_connection_on_which_thousands_of_frames_have_waited_ends_when_it_is_idle() {
+    let edge = TestEdge::start(&[replies_with("ok").await]).await;
+    let all = edge.edge.waiting_frames.available_permits();
+    let mut wire = Wire::connect(&edge).await;
+    // As many as most clients ever send at once are nothing.
+    wire.send(&in_single_bytes(1, 400)).await;
+    let is_answer = |stream| move |frame: &Frame| frame.kind == HEADERS && frame.stream == stream;
+    wire.find(is_answer(1)).await.unwrap();
+    wire.send(&in_single_bytes(3, 10_000)).await;
+    wire.find(is_answer(3)).await.unwrap();
+    let left = edge.edge.waiting_frames.available_permits();
+    assert!(left < all - 1000, "{left} of {all}");
+    // It is told that it ends (NO_ERROR), and gives all back.
+    assert_eq!(wire.goaway().await, Some(0));
+    while wire.next().await.is_some() {}
+    until(|| edge.edge.waiting_frames.available_permits() == all).await;
+    is_served(&edge).await;
+}
+
+#[tokio::test]
+async fn where_there_is_no_room_for_more_waiting_frames_a_connection_ends() {
+    let edge = TestEdge::start(&[replies_with("ok").await]).await;
+    let all = u32::try_from(edge.edge.waiting_frames.available_permits()).unwrap();
+    let _taken = edge.edge.waiting_frames.try_acquire_many(all).unwrap();
+    let mut wire = Wire::connect(&edge).await;
+    wire.send(&in_single_bytes(1, 10_000)).await;
+    assert_eq!(wire.goaway().await, Some(CALM));
     is_served(&edge).await;
 }

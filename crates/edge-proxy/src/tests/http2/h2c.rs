@@ -696,3 +696,64 @@ async fn bursts_of_small_messages_pass() {
         assert_eq!(received, 200_000);
     }
 }
+
+/// An app that fills the windows of several streams by frames of a byte, which their clients do not take, loses its connection: each such frame costs the edge
+/// memory beside its byte.
+#[tokio::test]
+async fn an_app_that_sends_too_many_small_frames_loses_its_connection() {
+    use super::wire::{ACK, DATA, END_HEADERS, GOAWAY, HEADERS, PING, SETTINGS, frame, settings};
+    const CALM: u8 = 11;
+    let window = crate::limits::BACKEND_STREAM_WINDOW;
+    let (ended, end) = tokio::sync::oneshot::channel();
+    let ended = Arc::new(Mutex::new(Some(ended)));
+    let address = backend(move |stream| {
+        let ended = Arc::clone(&ended);
+        async move {
+            let (mut read, mut write) = tokio::io::split(stream);
+            write.write_all(&settings(&[])).await.unwrap();
+            // One that only tries whether it can connect sends none.
+            if read.read_exact(&mut [0; 24]).await.is_err() {
+                return;
+            }
+            while let Some((kind, flags, stream, payload)) = read_frame(&mut read).await {
+                match kind {
+                    // The windows are those of the edge's SETTINGS from then on.
+                    SETTINGS if flags & ACK == 0 => {
+                        write
+                            .write_all(&frame(SETTINGS, ACK, 0, b""))
+                            .await
+                            .unwrap();
+                    }
+                    PING if flags & ACK == 0 => {
+                        let pong = frame(PING, ACK, 0, &payload);
+                        write.write_all(&pong).await.unwrap();
+                    }
+                    HEADERS => {
+                        // `:status 200` of the static table (RFC 7541, A).
+                        let mut answer = frame(HEADERS, END_HEADERS, stream, &[0x88]);
+                        for _ in 0..window {
+                            answer.extend(frame(DATA, 0, stream, b"x"));
+                        }
+                        // The edge may end it in the midst of that.
+                        let _ = write.write_all(&answer).await;
+                    }
+                    GOAWAY => {
+                        if let Some(ended) = ended.lock().unwrap().take() {
+                            ended.send(payload[7]).unwrap();
+                        }
+                        return;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    });
+    let edge = edge_to(&[address.await]).await;
+    let mut builder = h2::client::Builder::new();
+    let client = super::Client::of(&edge, builder.initial_window_size(0)).await;
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        answers.push(client.ask(request("GET", "http://a.test/")).await);
+    }
+    assert_eq!(soon(end).await.unwrap(), CALM);
+}

@@ -134,6 +134,30 @@ async fn a_length_is_told_in_one_form() {
 }
 
 #[tokio::test]
+async fn what_is_refused_is_json_over_http_2_too() {
+    let edge = TestEdge::start(&[]).await;
+    let client = super::Client::connect(&edge).await;
+    for (method, uri, refused) in [
+        ("GET", "http://a.test../", 400),
+        ("GET", "http://user@a.test/", 400),
+        ("CONNECT", "a.test:443", 405),
+    ] {
+        let mut request = request(method, uri);
+        let accept = http::HeaderValue::from_static("application/json");
+        request.headers_mut().insert("accept", accept);
+        let (status, headers, body) = client.get(request).await;
+        assert_eq!(status, refused, "{uri}");
+        assert_eq!(headers["content-type"], "application/problem+json", "{uri}");
+        let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(problem["status"], refused);
+        assert_eq!(
+            headers["x-request-id"],
+            problem["request_id"].as_str().unwrap()
+        );
+    }
+}
+
+#[tokio::test]
 async fn the_edge_answers_by_itself_as_over_http_1_1() {
     let edge = TestEdge::start(&[]).await;
     let client = super::Client::connect(&edge).await;

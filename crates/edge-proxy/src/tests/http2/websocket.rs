@@ -119,9 +119,6 @@ async fn what_goes_with_a_websocket_is_refused_or_passed_on() {
     let (response, _body) = open(&client, connect("http://a.test/", "websocket")).await;
     let (status, _, text) = whole(response).await;
     assert_eq!((status, text.as_str()), (403, "no"));
-    // Any 2xx would say that it is open.
-    let (response, _body) = open(&client, connect("http://a.test/ok", "websocket")).await;
-    assert_eq!(response.status(), 502);
     // No app, another protocol, and a tunnel to anywhere.
     let (response, _body) = open(&client, connect("http://b.test/", "websocket")).await;
     assert_eq!(response.status(), 404);
@@ -138,6 +135,46 @@ async fn what_goes_with_a_websocket_is_refused_or_passed_on() {
         body.payload.starts_with(b"405: CONNECT is not offered"),
         "{body:?}"
     );
+}
+
+/// Any 2xx would say that it is open.
+#[tokio::test]
+async fn a_success_in_the_place_of_a_websocket_is_an_answer_of_the_edge() {
+    let succeeds = replies_with("no WebSocket").await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("access.log");
+    let target = crate::AccessLogTarget::File(file.clone());
+    let edge = Edge {
+        access_log: Some(crate::access_log::AccessLog::open(&target).unwrap()),
+        ..Edge::default()
+    };
+    let edge = TestEdge::of(edge, &[succeeds], None).await;
+    let client = super::Client::connect(&edge).await;
+    client.get(request("GET", "http://b.test/")).await;
+    let (response, _body) = open(&client, connect("http://a.test/", "websocket")).await;
+    let (status, headers, text) = whole(response).await;
+    assert_eq!(status, 502);
+    let id = headers["x-request-id"].to_str().unwrap();
+    assert!(text.contains(id), "{text}");
+    let mut lines = Vec::new();
+    until(|| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        lines = text.lines().map(str::to_owned).collect();
+        lines.len() == 2 && text.ends_with('\n')
+    })
+    .await;
+    let line: serde_json::Value = serde_json::from_str(&lines[1]).unwrap();
+    assert_eq!(
+        (&line["status"], &line["request_id"]),
+        (&502.into(), &id.into())
+    );
+    let error = line["error"].as_str().unwrap();
+    assert!(
+        error.contains("answered 200 in the place of 101"),
+        "{error}"
+    );
+    // The connection goes on.
+    assert_eq!(client.get(request("GET", "http://a.test/")).await.0, 200);
 }
 
 #[tokio::test]
