@@ -335,7 +335,8 @@ impl Driver {
                 match result {
                     Ok(says) => {
                         app.metrics.acme_ordered(outcome);
-                        (self.pause, self.pauses) = (None, 0);
+                        // What holds up others, such as a limit of the authority, goes on: this one was under way before.
+                        self.pauses = 0;
                         let word = if renews { "renewed" } else { "issued" };
                         tracing::info!(
                             name,
