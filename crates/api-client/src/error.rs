@@ -247,9 +247,30 @@ fn clock_cause(now: u64, limit: u64, what: &str, which: &str) -> String {
     let apart = match now.abs_diff(limit) {
         seconds @ ..60 => format!("{seconds} s"),
         seconds @ ..3600 => format!("{} min", seconds / 60),
-        seconds => format!("{} days and {} h", seconds / 86_400, seconds / 3600 % 24),
+        seconds @ ..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
     };
     format!(
         "its certificate {what} by this machine's clock, which is {apart} {which}, or the server's is wrong"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clock_cause;
+
+    #[test]
+    fn how_wrong_a_clock_is_has_a_unit_that_fits() {
+        for (seconds, apart) in [
+            (59, "which is 59 s behind"),
+            (60, "which is 1 min behind"),
+            (3599, "which is 59 min behind"),
+            (7200, "which is 2 h behind"),
+            (93_600, "which is 26 h behind"),
+            (172_800, "which is 2 days behind"),
+        ] {
+            let cause = clock_cause(1000, 1000 + seconds, "is not valid yet", "behind");
+            assert!(cause.contains(apart), "{cause}");
+        }
+    }
 }
